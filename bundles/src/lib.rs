@@ -1,0 +1,20 @@
+//! The bundle format: what one machine can do, as files.
+//!
+//! Start with [`bundle`] (opening, verifying and writing a folder), [`predictor`] (from a shape to a time with
+//! its provenance) and [`engine_profile`] (how an engine spends it).
+
+pub mod engine_profile;
+pub mod evidence;
+pub mod forest;
+pub mod host;
+pub mod manifest;
+pub mod samples;
+pub mod stats;
+
+pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
+pub use evidence::{DeviceIdentity, Evidence, GpuState};
+pub use forest::{Forest, Tree};
+pub use host::HostCosts;
+pub use manifest::{FormatVersion, Manifest};
+pub use samples::{CacheState, Sample};
+pub use stats::TimeStats;

@@ -1,0 +1,150 @@
+//! Reading with a size limit, and writing that never leaves half a file.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::error::InputError;
+
+/// Largest JSON or TOML document read into memory: 64 MiB, far above any real one.
+pub const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
+
+/// Writes `path` in one step: `fill` writes a temporary file beside it, which is then renamed.
+///
+/// # Errors
+/// Any I/O error; `path` is then untouched.
+pub fn write_atomically(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), InputError> {
+    let wrap = |source| InputError::io(path, source);
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    std::fs::create_dir_all(&folder).map_err(wrap)?;
+    let mut temporary = tempfile::Builder::new().prefix(".plumb-").tempfile_in(&folder).map_err(wrap)?;
+    {
+        let mut buffered = io::BufWriter::new(temporary.as_file_mut());
+        fill(&mut buffered).map_err(wrap)?;
+        buffered.flush().map_err(wrap)?;
+    }
+    set_default_permissions(temporary.as_file()).map_err(wrap)?;
+    temporary.persist(path).map_err(|e| wrap(e.error))?;
+    Ok(())
+}
+
+/// Temporary files are private to their owner; a result is to be read like any other file.
+#[cfg(unix)]
+fn set_default_permissions(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn set_default_permissions(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
+/// Writes `value` as indented JSON with a final newline, atomically.
+///
+/// # Errors
+/// Any I/O error, or a value JSON cannot hold (a map with keys that are not strings).
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), InputError> {
+    write_atomically(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        out.write_all(b"\n")
+    })
+}
+
+/// Reads a whole text document, refusing one over [`MAX_DOCUMENT_BYTES`] and anything not UTF-8.
+///
+/// # Errors
+/// `Io`, or `Invalid` for size and encoding.
+pub fn read_text(path: &Path) -> Result<String, InputError> {
+    use crate::error::Location;
+    let file = File::open(path).map_err(|e| InputError::io(path, e))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_DOCUMENT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| InputError::io(path, e))?;
+    if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+        return Err(InputError::invalid(
+            path,
+            Location::File,
+            format!("at most {MAX_DOCUMENT_BYTES} bytes"),
+            "a larger file",
+        ));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        InputError::invalid(path, Location::File, "UTF-8 text", format!("other bytes at offset {at}"))
+    })
+}
+
+/// Reads a JSON document; `expected` names what it should be ("a bundle manifest").
+///
+/// # Errors
+/// `Io`, or `Invalid` with the line.
+pub fn read_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T, InputError> {
+    serde_json::from_str(&read_text(path)?).map_err(|e| InputError::json(path, expected, &e))
+}
+
+/// Finds `path` or `path.zst`, the first that exists; `path` itself when neither does.
+#[must_use]
+pub fn plain_or_zst(path: &Path) -> PathBuf {
+    let mut zst = path.as_os_str().to_owned();
+    zst.push(".zst");
+    let zst = PathBuf::from(zst);
+    if !path.exists() && zst.exists() { zst } else { path.to_path_buf() }
+}
+
+/// Opens a CSV file, decompressing it when its name ends in `.zst`.
+///
+/// # Errors
+/// `Io`.
+pub fn open_csv(path: &Path) -> Result<csv::Reader<Box<dyn Read>>, InputError> {
+    let file = File::open(path).map_err(|e| InputError::io(path, e))?;
+    let reader: Box<dyn Read> = if path.extension().is_some_and(|e| e == "zst") {
+        Box::new(zstd::Decoder::new(file).map_err(|e| InputError::io(path, e))?)
+    } else {
+        Box::new(BufReader::new(file))
+    };
+    Ok(csv::ReaderBuilder::new().from_reader(reader))
+}
+
+/// Reads every row of a CSV file (or its `.zst`) into `T`; unknown columns are ignored.
+///
+/// # Errors
+/// `Io`, or `Invalid` with the line and what was found.
+pub fn read_csv<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>, InputError> {
+    let path = plain_or_zst(path);
+    let mut reader = open_csv(&path)?;
+    reader.deserialize().map(|row| row.map_err(|e| InputError::csv(&path, expected, e))).collect()
+}
+
+/// Writes rows as CSV with a header, atomically; compresses when the name ends in `.zst`.
+///
+/// # Errors
+/// Any I/O error.
+pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<(), InputError> {
+    write_atomically(path, |out| {
+        let fill = |out: &mut dyn Write| -> io::Result<()> {
+            let mut writer = csv::Writer::from_writer(out);
+            for row in rows {
+                writer.serialize(row).map_err(io::Error::other)?;
+            }
+            writer.flush()
+        };
+        if path.extension().is_some_and(|e| e == "zst") {
+            let mut encoder = zstd::Encoder::new(out, 19)?;
+            fill(&mut encoder)?;
+            encoder.finish()?;
+            Ok(())
+        } else {
+            fill(out)
+        }
+    })
+}

@@ -1,0 +1,29 @@
+//! The vocabulary of Plumbline: what every other crate means by its words.
+//!
+//! Start with [`operator`] (the operators, their shapes, FLOPs and bytes), [`forward`] (the forward pass,
+//! written once) and [`run`] (the files of a real or simulated run). Everything read from disk fails with
+//! [`InputError`]: file, line or key, what was expected, what was found.
+
+pub mod batch;
+pub mod deployment;
+pub mod error;
+pub mod files;
+pub mod forward;
+pub mod gpu;
+pub mod model;
+pub mod operator;
+pub mod roofline;
+pub mod run;
+pub mod units;
+pub mod workload;
+
+pub use batch::{AttentionLoad, BatchShape, PrefillChunk, StepBatch};
+pub use deployment::{Deployment, EngineMode};
+pub use error::{InputError, Location};
+pub use forward::{OperatorCall, forward_pass};
+pub use gpu::GpuSpec;
+pub use model::ModelSpec;
+pub use operator::{Heads, Operator, OperatorShape};
+pub use run::{RequestMetrics, RequestStatus, Run, RunInfo, RunKind, StepMetrics, TokenMetrics};
+pub use units::{Bytes, Flops, Nanos};
+pub use workload::{Workload, WorkloadRequest};

@@ -1,0 +1,369 @@
+//! One run of a workload, real or simulated: the same files for both.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::StepBatch,
+    deployment::Deployment,
+    error::{InputError, Location},
+    files::{plain_or_zst, read_csv, read_json, write_csv, write_json},
+    units::Nanos,
+    workload::{Workload, WorkloadRequest},
+};
+
+/// Whether a run happened or was predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunKind {
+    /// Measured on an engine.
+    Real,
+    /// Predicted by a simulator.
+    Simulated,
+}
+
+/// `run.json`: what a run was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Real or simulated.
+    pub kind: RunKind,
+    /// The engine, or the engine profile of a simulation.
+    pub engine: String,
+    /// Plumbline's name of the GPU; `None` when not recorded.
+    #[serde(default)]
+    pub gpu: Option<String>,
+    /// The deployment; `None` when not recorded.
+    #[serde(default)]
+    pub deployment: Option<Deployment>,
+    /// SHA-256 of the workload, hex.
+    #[serde(default)]
+    pub workload_digest: Option<String>,
+    /// SHA-256 of the bundle's manifest, hex; simulated runs only.
+    #[serde(default)]
+    pub bundle_digest: Option<String>,
+    /// Seed of the simulation.
+    #[serde(default)]
+    pub seed: Option<u64>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestStatus {
+    /// All its tokens were produced.
+    Ok,
+    /// It could never fit and was refused.
+    Rejected,
+    /// The run ended before it did.
+    Incomplete,
+}
+
+/// A row of `request_metrics.csv`; times from the start of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestMetrics {
+    /// Unique in the run.
+    pub request_id: u64,
+    /// Arrival as scheduled.
+    pub arrival_time_ns: Nanos,
+    /// When the engine had taken it in; not every source records it.
+    #[serde(default)]
+    pub admitted_time_ns: Option<Nanos>,
+    /// When its first token was out; none when it never was.
+    pub first_token_time_ns: Option<Nanos>,
+    /// First token minus scheduled arrival.
+    pub ttft_ns: Option<Nanos>,
+    /// When its last token was out.
+    pub completion_time_ns: Option<Nanos>,
+    /// Prompt length.
+    pub num_prefill_tokens: u32,
+    /// Output length asked for.
+    pub num_decode_tokens: u32,
+    /// Output length produced.
+    pub num_decode_tokens_actual: u32,
+    /// How it ended.
+    pub status: RequestStatus,
+    /// What served it.
+    pub backend: String,
+}
+
+/// A row of `token_metrics.csv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenMetrics {
+    /// The request.
+    pub request_id: u64,
+    /// Position in its output, from 0.
+    pub token_index: u32,
+    /// When the token was out.
+    pub token_time_ns: Nanos,
+    /// Time since the token before; 0 at index 0, which is not an interval.
+    pub token_latency_ns: Nanos,
+}
+
+/// A row of `step_metrics.csv` as it stands in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StepRow {
+    step_start_ns: Nanos,
+    step_duration_ns: Nanos,
+    schedule_ns: Nanos,
+    num_prefill_seqs: u32,
+    num_prefill_tokens: u32,
+    num_decode_seqs: u32,
+    #[serde(default)]
+    prefill_chunks_tokens_context: String,
+    #[serde(default)]
+    decode_contexts: String,
+}
+
+/// One scheduler step of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepMetrics {
+    /// When the step began.
+    pub step_start_ns: Nanos,
+    /// From begin to the tokens being out.
+    pub step_duration_ns: Nanos,
+    /// The scheduler's part of it.
+    pub schedule_ns: Nanos,
+    /// What was computed.
+    pub batch: StepBatch,
+}
+
+impl StepMetrics {
+    /// When the step's tokens were out.
+    #[must_use]
+    pub fn end_ns(&self) -> Nanos {
+        self.step_start_ns + self.step_duration_ns
+    }
+}
+
+/// A run in memory.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it was made from.
+    pub info: RunInfo,
+    /// Requests, in the order of the file.
+    pub requests: Vec<RequestMetrics>,
+    /// Tokens, by request and index; empty when not recorded.
+    pub tokens: Vec<TokenMetrics>,
+    /// Steps in time order; empty when not recorded.
+    pub steps: Vec<StepMetrics>,
+}
+
+impl Run {
+    /// Reads a run folder: `request_metrics.csv`, and `run.json` (or the `engine.json` of the folder or
+    /// its parent), `token_metrics.csv`, `step_metrics.csv` where present; CSVs may be `.csv.zst`.
+    ///
+    /// # Errors
+    /// `Invalid` names file, line and column: a repeated or unknown request id, times that run
+    /// backwards, token indices with holes, step columns that contradict each other.
+    pub fn read(folder: &Path) -> Result<Self, InputError> {
+        let requests_path = folder.join("request_metrics.csv");
+        let requests: Vec<RequestMetrics> = read_csv(&requests_path, "a request_metrics row")?;
+        check_requests(&plain_or_zst(&requests_path), &requests)?;
+        let tokens = match optional(folder, "token_metrics.csv") {
+            Some(path) => {
+                let tokens: Vec<TokenMetrics> = read_csv(&path, "a token_metrics row")?;
+                check_tokens(&path, &requests, &tokens)?;
+                tokens
+            }
+            None => Vec::new(),
+        };
+        let steps = match optional(folder, "step_metrics.csv") {
+            Some(path) => read_steps(&path)?,
+            None => Vec::new(),
+        };
+        Ok(Self { info: read_info(folder, &requests)?, requests, tokens, steps })
+    }
+
+    /// Writes the run's files into `folder`, each atomically, `run.json` last.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub fn write(&self, folder: &Path) -> Result<(), InputError> {
+        write_csv(&folder.join("request_metrics.csv"), &self.requests)?;
+        if !self.tokens.is_empty() {
+            write_csv(&folder.join("token_metrics.csv"), &self.tokens)?;
+        }
+        if !self.steps.is_empty() {
+            write_csv(&folder.join("step_metrics.csv"), self.steps.iter().map(StepRow::from))?;
+        }
+        write_json(&folder.join("run.json"), &self.info)
+    }
+
+    /// The workload that the run was given: every request at its scheduled arrival.
+    #[must_use]
+    pub fn workload(&self) -> Workload {
+        let mut requests: Vec<_> = self
+            .requests
+            .iter()
+            .map(|r| WorkloadRequest {
+                request_id: r.request_id,
+                arrival_time_ns: r.arrival_time_ns,
+                num_prefill_tokens: r.num_prefill_tokens,
+                num_decode_tokens: r.num_decode_tokens,
+            })
+            .collect();
+        // Stable: requests that arrive together keep the file's order.
+        requests.sort_by_key(|r| r.arrival_time_ns);
+        Workload { requests }
+    }
+}
+
+fn optional(folder: &Path, name: &str) -> Option<PathBuf> {
+    let path = plain_or_zst(&folder.join(name));
+    path.exists().then_some(path)
+}
+
+fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, InputError> {
+    let run_json = folder.join("run.json");
+    if run_json.exists() {
+        return read_json(&run_json, "a run.json");
+    }
+    let beside = folder.join("engine.json");
+    let above = folder.parent().map(|parent| parent.join("engine.json"));
+    let engine_json = [Some(beside), above].into_iter().flatten().find(|path| path.exists());
+    let deployment = match engine_json {
+        Some(path) => {
+            let deployment: Deployment = read_json(&path, "an engine.json")?;
+            deployment.check().map_err(|(key, expected, found)| {
+                InputError::invalid(&path, Location::Key(key.into()), expected, found)
+            })?;
+            Some(deployment)
+        }
+        None => None,
+    };
+    Ok(RunInfo {
+        kind: RunKind::Real,
+        engine: requests.first().map_or_else(String::new, |r| r.backend.clone()),
+        gpu: None,
+        deployment,
+        workload_digest: None,
+        bundle_digest: None,
+        seed: None,
+    })
+}
+
+fn check_requests(path: &Path, requests: &[RequestMetrics]) -> Result<(), InputError> {
+    if requests.is_empty() {
+        return Err(InputError::invalid(path, Location::File, "at least one request", "none"));
+    }
+    let mut seen = HashMap::new();
+    for (i, r) in requests.iter().enumerate() {
+        let line = i as u64 + 2;
+        let bad = |column: &str, expected: &str, found: String| {
+            Err(InputError::invalid(path, Location::Cell { line, column: column.into() }, expected, found))
+        };
+        if let Some(first) = seen.insert(r.request_id, line) {
+            return bad(
+                "request_id",
+                "an id of its own",
+                format!("{} again (first in line {first})", r.request_id),
+            );
+        }
+        if r.num_prefill_tokens == 0 {
+            return bad("num_prefill_tokens", "at least 1", "0".into());
+        }
+        if r.status != RequestStatus::Ok {
+            continue;
+        }
+        let Some(first) = r.first_token_time_ns else {
+            return bad("first_token_time_ns", "a time, as status is ok", "nothing".into());
+        };
+        let Some(last) = r.completion_time_ns else {
+            return bad("completion_time_ns", "a time, as status is ok", "nothing".into());
+        };
+        if first < r.arrival_time_ns {
+            return bad("first_token_time_ns", "no time before the arrival", first.0.to_string());
+        }
+        if last < first {
+            return bad("completion_time_ns", "no time before the first token", last.0.to_string());
+        }
+        if r.num_decode_tokens_actual == 0 {
+            return bad("num_decode_tokens_actual", "at least 1, as status is ok", "0".into());
+        }
+    }
+    Ok(())
+}
+
+fn check_tokens(path: &Path, requests: &[RequestMetrics], tokens: &[TokenMetrics]) -> Result<(), InputError> {
+    // Next index and last time of each request.
+    let mut state: HashMap<u64, (u32, Nanos)> =
+        requests.iter().map(|r| (r.request_id, (0, r.arrival_time_ns))).collect();
+    for (i, token) in tokens.iter().enumerate() {
+        let line = i as u64 + 2;
+        let bad = |column: &str, expected: String, found: String| {
+            Err(InputError::invalid(path, Location::Cell { line, column: column.into() }, expected, found))
+        };
+        let Some((next, last)) = state.get_mut(&token.request_id) else {
+            return bad("request_id", "a request of request_metrics".into(), token.request_id.to_string());
+        };
+        if token.token_index != *next {
+            return bad("token_index", next.to_string(), token.token_index.to_string());
+        }
+        if token.token_time_ns < *last {
+            return bad(
+                "token_time_ns",
+                format!("no time before {}", last.0),
+                token.token_time_ns.0.to_string(),
+            );
+        }
+        *next += 1;
+        *last = token.token_time_ns;
+    }
+    Ok(())
+}
+
+fn read_steps(path: &Path) -> Result<Vec<StepMetrics>, InputError> {
+    let rows: Vec<StepRow> = read_csv(path, "a step_metrics row")?;
+    let mut last_end = Nanos::ZERO;
+    let mut steps = Vec::with_capacity(rows.len());
+    for (i, row) in rows.into_iter().enumerate() {
+        let line = i as u64 + 2;
+        let at = |column: &str| Location::Cell { line, column: column.into() };
+        let batch = StepBatch::parse(&row.prefill_chunks_tokens_context, &row.decode_contexts)
+            .map_err(|text| InputError::invalid(path, Location::Line(line), "chunks and contexts", text))?;
+        let shape = batch.shape().attention;
+        for (column, stated, counted) in [
+            ("num_prefill_seqs", row.num_prefill_seqs, shape.num_prefill_seqs),
+            ("num_prefill_tokens", row.num_prefill_tokens, shape.num_prefill_tokens),
+            ("num_decode_seqs", row.num_decode_seqs, shape.num_decode_seqs),
+        ] {
+            if stated != counted {
+                let expected = format!("{counted}, as the chunks and contexts say");
+                return Err(InputError::invalid(path, at(column), expected, stated.to_string()));
+            }
+        }
+        if row.step_start_ns < last_end {
+            let found = row.step_start_ns.0.to_string();
+            let expected = format!("no step before the end of the one above ({})", last_end.0);
+            return Err(InputError::invalid(path, at("step_start_ns"), expected, found));
+        }
+        last_end = row.step_start_ns + row.step_duration_ns;
+        steps.push(StepMetrics {
+            step_start_ns: row.step_start_ns,
+            step_duration_ns: row.step_duration_ns,
+            schedule_ns: row.schedule_ns,
+            batch,
+        });
+    }
+    Ok(steps)
+}
+
+impl From<&StepMetrics> for StepRow {
+    fn from(step: &StepMetrics) -> Self {
+        let load = step.batch.shape().attention;
+        Self {
+            step_start_ns: step.step_start_ns,
+            step_duration_ns: step.step_duration_ns,
+            schedule_ns: step.schedule_ns,
+            num_prefill_seqs: load.num_prefill_seqs,
+            num_prefill_tokens: load.num_prefill_tokens,
+            num_decode_seqs: load.num_decode_seqs,
+            prefill_chunks_tokens_context: step.batch.format_prefill_chunks(),
+            decode_contexts: step.batch.format_decode_contexts(),
+        }
+    }
+}
