@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The profiler: the operators of the forward pass on a GPU, their timing, the evidence and the plan.
+//!
+//! Start with [`device`] (the seam: what can be measured), then `profile` (the run) and `plan` (which points).
+//! `cuda/` drives a real GPU, `fake` a device with a known law; both stand behind [`device::Device`].
+
+pub mod device;
+pub mod error;
+
+pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
+pub use error::ProfileError;

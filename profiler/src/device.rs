@@ -1,0 +1,109 @@
+//! The seam between what is measured and what measures: a GPU through CUDA, or a fake with a known law.
+
+use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeStats};
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch};
+use serde::{Deserialize, Serialize};
+
+use crate::error::ProfileError;
+
+/// One point of the plan: an operator at a shape.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Point {
+    /// Which operator.
+    pub operator: Operator,
+    /// Shape of the launch.
+    pub shape: OperatorShape,
+    /// The very sequences of an attention launch; `None` for other operators.
+    pub batch: Option<StepBatch>,
+}
+
+/// When to stop repeating a measurement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StoppingRule {
+    /// At least this many samples.
+    pub min_samples: u32,
+    /// At most this many samples.
+    pub max_samples: u32,
+    /// Stop once the standard error of the mean is below this share of the mean.
+    pub max_relative_error: f64,
+    /// Stop after this long, ns.
+    pub time_limit_ns: u64,
+}
+
+/// A measured time and what ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measurement {
+    /// GPU time of one launch, launched back to back, gap included.
+    pub stats: TimeStats,
+    /// Kernel and configuration, or the library's algorithm.
+    pub kernel: String,
+    /// Whether the time limit stopped it before the rule was met.
+    pub hit_time_limit: bool,
+}
+
+/// How a numeric check against the f64 reference went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CheckReport {
+    /// `||out - reference|| / ||reference||` over all outputs, or the share of wrong indices.
+    pub relative_error: f64,
+    /// The largest error that passes.
+    pub tolerance: f64,
+}
+
+impl CheckReport {
+    /// Whether the output is right; NaN is not.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.relative_error <= self.tolerance
+    }
+}
+
+/// Rates reached in the run itself, against which operators are judged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Large device copy, bytes read plus written, bytes/s.
+    pub copy_bandwidth_bytes_per_s: f64,
+    /// Large bf16 matrix product on random data, FLOP/s.
+    pub matmul_flops_per_s: f64,
+}
+
+/// Something whose operators can be measured.
+pub trait Device {
+    /// What the device is.
+    fn identity(&self) -> &DeviceIdentity;
+
+    /// Its data sheet.
+    fn spec(&self) -> &GpuSpec;
+
+    /// Clocks, power and the like at this moment; fields that cannot be read are `None`.
+    fn state(&mut self) -> GpuState;
+
+    /// Compares the operator with an f64 reference on fresh random inputs at a shape small enough for a CPU.
+    ///
+    /// # Errors
+    /// When it cannot run; a wrong result is a report that did not pass.
+    fn check(&mut self, point: &Point) -> Result<CheckReport, ProfileError>;
+
+    /// Times the operator at the point.
+    ///
+    /// # Errors
+    /// When it cannot run: out of memory, a failing kernel. The device stays usable unless the error says not.
+    fn measure(
+        &mut self,
+        point: &Point,
+        cache: CacheState,
+        rule: &StoppingRule,
+    ) -> Result<Measurement, ProfileError>;
+
+    /// Measures the ceilings.
+    ///
+    /// # Errors
+    /// When they cannot run.
+    fn ceilings(&mut self) -> Result<Ceilings, ProfileError>;
+
+    /// Measures what it costs this host to drive the device.
+    ///
+    /// # Errors
+    /// When it cannot run.
+    fn host_costs(&mut self) -> Result<HostCosts, ProfileError>;
+}
