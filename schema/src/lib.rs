@@ -26,4 +26,4 @@ pub use model::ModelSpec;
 pub use operator::{Heads, Operator, OperatorShape};
 pub use run::{RequestMetrics, RequestStatus, Run, RunInfo, RunKind, StepMetrics, TokenMetrics};
 pub use units::{Bytes, Flops, Nanos};
-pub use workload::{Workload, WorkloadRequest};
+pub use workload::{LengthSummary, Workload, WorkloadRequest, WorkloadSummary};

@@ -78,4 +78,87 @@ impl Workload {
     pub fn write(&self, path: &Path) -> Result<(), InputError> {
         write_csv(path, &self.requests)
     }
+
+    /// What the workload asks for, in sums.
+    #[must_use]
+    pub fn summary(&self) -> WorkloadSummary {
+        let first = self.requests.first().map_or(Nanos::ZERO, |r| r.arrival_time_ns);
+        let last = self.requests.last().map_or(Nanos::ZERO, |r| r.arrival_time_ns);
+        let span_ns = last.saturating_since(first);
+        let gaps = self.requests.len().saturating_sub(1) as f64;
+        WorkloadSummary {
+            num_requests: self.requests.len() as u64,
+            span_ns,
+            mean_rate_per_s: (span_ns > Nanos::ZERO).then(|| gaps / (span_ns.0 as f64 / 1e9)),
+            num_prefill_tokens: LengthSummary::of(self.requests.iter().map(|r| r.num_prefill_tokens)),
+            num_decode_tokens: LengthSummary::of(self.requests.iter().map(|r| r.num_decode_tokens)),
+        }
+    }
+}
+
+/// Lengths over the requests of a workload, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LengthSummary {
+    /// Shortest; 0 without requests.
+    pub min: u32,
+    /// Mean; 0 without requests.
+    pub mean: f64,
+    /// Longest; 0 without requests.
+    pub max: u32,
+    /// Sum.
+    pub total: u64,
+}
+
+impl LengthSummary {
+    fn of(lengths: impl Iterator<Item = u32> + Clone) -> Self {
+        let total = lengths.clone().map(u64::from).sum::<u64>();
+        let count = lengths.clone().count().max(1);
+        Self {
+            min: lengths.clone().min().unwrap_or(0),
+            mean: total as f64 / count as f64,
+            max: lengths.max().unwrap_or(0),
+            total,
+        }
+    }
+}
+
+/// What a workload asks for, in sums.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct WorkloadSummary {
+    /// Number of requests.
+    pub num_requests: u64,
+    /// From the first arrival to the last.
+    pub span_ns: Nanos,
+    /// Gaps between arrivals per second of the span; none when all arrive at once.
+    pub mean_rate_per_s: Option<f64>,
+    /// Prompt lengths.
+    pub num_prefill_tokens: LengthSummary,
+    /// Output lengths.
+    pub num_decode_tokens: LengthSummary,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_counts_gaps_not_requests() {
+        let request = |id: u64, at: u64, prefill: u32| WorkloadRequest {
+            request_id: id,
+            arrival_time_ns: Nanos(at),
+            num_prefill_tokens: prefill,
+            num_decode_tokens: 5,
+        };
+        let workload = Workload {
+            requests: vec![
+                request(0, 1_000_000_000, 10),
+                request(1, 2_000_000_000, 20),
+                request(2, 3_000_000_000, 60),
+            ],
+        };
+        let summary = workload.summary();
+        assert_eq!(summary.mean_rate_per_s, Some(1.0));
+        assert_eq!(summary.num_prefill_tokens, LengthSummary { min: 10, mean: 30.0, max: 60, total: 90 });
+        assert_eq!(Workload::default().summary().mean_rate_per_s, None);
+    }
 }
