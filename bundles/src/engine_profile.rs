@@ -1,8 +1,20 @@
 //! `engines/<name>.json`: how one engine spends what a machine can do.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
+use plumbline_schema::{
+    InputError,
+    files::{read_text, write_json},
+};
 use serde::{Deserialize, Serialize};
+
+use crate::error::{CheckError, check_non_negative, check_positive};
+
+/// Most quantiles of a residual distribution: one per mille.
+pub const MAX_RESIDUAL_QUANTILES: usize = 1001;
+
+/// Factors on operator times stay inside this range; further off, the operator is not the one measured.
+pub const OPERATOR_SCALE_RANGE: std::ops::RangeInclusive<f64> = 0.2..=5.0;
 
 /// How a step's kernels reach the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,6 +56,12 @@ pub struct HostCost {
 }
 
 impl HostCost {
+    fn check(&self) -> Result<(), CheckError> {
+        check_non_negative("constant_ns", self.constant_ns)?;
+        check_non_negative("per_seq_ns", self.per_seq_ns)?;
+        check_non_negative("per_token_ns", self.per_token_ns)
+    }
+
     /// The cost of a batch, ns.
     #[must_use]
     pub fn at(&self, num_seqs: u32, num_tokens: u32) -> f64 {
@@ -68,6 +86,33 @@ pub struct DispatchCosts {
     pub residual_quantiles: Vec<f64>,
 }
 
+impl DispatchCosts {
+    fn check(&self) -> Result<(), CheckError> {
+        self.host_pre.check().map_err(|e| e.under("host_pre"))?;
+        self.host_post.check().map_err(|e| e.under("host_post"))?;
+        check_non_negative("launch_ns", self.launch_ns)?;
+        check_non_negative("after_idle_ns", self.after_idle_ns)?;
+        let quantiles = &self.residual_quantiles;
+        // A single quantile spans no distribution.
+        if quantiles.len() == 1 || quantiles.len() > MAX_RESIDUAL_QUANTILES {
+            let expected = format!("none, or 2 to {MAX_RESIDUAL_QUANTILES} quantiles");
+            return Err(CheckError::new("residual_quantiles", expected, quantiles.len()));
+        }
+        for (i, &value) in quantiles.iter().enumerate() {
+            let key = format!("residual_quantiles[{i}]");
+            check_positive(&key, value)?;
+            if i > 0 && value < quantiles[i - 1] {
+                return Err(CheckError::new(
+                    key,
+                    format!("at least {}, the one before", quantiles[i - 1]),
+                    value,
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the client and the engine's front do outside of steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,6 +123,14 @@ pub struct ClientCosts {
     pub admit_per_token_ns: f64,
     /// Between the end of a step and the start of the next.
     pub between_steps: HostCost,
+}
+
+impl ClientCosts {
+    fn check(&self) -> Result<(), CheckError> {
+        check_non_negative("admit_ns", self.admit_ns)?;
+        check_non_negative("admit_per_token_ns", self.admit_per_token_ns)?;
+        self.between_steps.check().map_err(|e| e.under("between_steps"))
+    }
 }
 
 /// Factors on predicted operator times: an engine's kernels are not the profiler's.
@@ -97,6 +150,23 @@ pub struct OperatorScales {
 impl Default for OperatorScales {
     fn default() -> Self {
         Self { gemm: 1.0, prefill_attention: 1.0, decode_attention: 1.0, other: 1.0 }
+    }
+}
+
+impl OperatorScales {
+    fn check(&self) -> Result<(), CheckError> {
+        for (key, value) in [
+            ("gemm", self.gemm),
+            ("prefill_attention", self.prefill_attention),
+            ("decode_attention", self.decode_attention),
+            ("other", self.other),
+        ] {
+            if !OPERATOR_SCALE_RANGE.contains(&value) {
+                let (low, high) = (OPERATOR_SCALE_RANGE.start(), OPERATOR_SCALE_RANGE.end());
+                return Err(CheckError::new(key, format!("a factor from {low} to {high}"), value));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -142,4 +212,61 @@ pub struct EngineProfile {
     pub host_factor: f64,
     /// What it was fitted on.
     pub fitted_on: FittedOn,
+}
+
+impl EngineProfile {
+    /// Reads a profile from a JSON file.
+    ///
+    /// # Errors
+    /// `Io`, or `Invalid` with the line or key.
+    pub fn read(path: &Path) -> Result<Self, InputError> {
+        Self::parse(&read_text(path)?, path)
+    }
+
+    /// Parses the text of a profile; `path` is what errors name.
+    ///
+    /// # Errors
+    /// `Invalid` with the line or key.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, InputError> {
+        let profile: Self =
+            serde_json::from_str(text).map_err(|e| InputError::json(path, "an engine profile", &e))?;
+        profile.check().map_err(|e| e.at(path))?;
+        Ok(profile)
+    }
+
+    /// Writes the profile as JSON, atomically.
+    ///
+    /// # Errors
+    /// `Invalid` when the profile does not pass its own check, or `Io`.
+    pub fn write(&self, path: &Path) -> Result<(), InputError> {
+        self.check().map_err(|e| e.at(path))?;
+        write_json(path, self)
+    }
+
+    /// Checks that a simulation can rely on every number.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self) -> Result<(), CheckError> {
+        let name_fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(name_fits) {
+            let expected = "letters, digits, `.`, `_` and `-`, as it names a file";
+            return Err(CheckError::new("name", expected, format!("`{}`", self.name)));
+        }
+        if self.dispatch.is_empty() {
+            let names: Vec<_> = Dispatch::ALL.iter().map(|d| d.name()).collect();
+            return Err(CheckError::new("dispatch", format!("one of {} at least", names.join(", ")), "none"));
+        }
+        for (dispatch, costs) in &self.dispatch {
+            costs.check().map_err(|e| e.under(&format!("dispatch.{}", dispatch.name())))?;
+        }
+        self.client.check().map_err(|e| e.under("client"))?;
+        self.operator_scales.check().map_err(|e| e.under("operator_scales"))?;
+        check_non_negative("idle_threshold_ns", self.idle_threshold_ns)?;
+        check_positive("host_factor", self.host_factor)?;
+        for (name, &error) in &self.fitted_on.step_error {
+            check_non_negative(&format!("fitted_on.step_error.{name}"), error)?;
+        }
+        Ok(())
+    }
 }

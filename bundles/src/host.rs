@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::stats::TimeStats;
+use crate::{
+    error::{CheckError, check_positive},
+    stats::TimeStats,
+};
 
 /// Cost of launching a CUDA graph of a given size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,4 +46,30 @@ pub struct HostCosts {
     pub synchronize_ns: TimeStats,
     /// Small copies.
     pub copies: Vec<CopyCost>,
+}
+
+impl HostCosts {
+    /// Checks that every number can be a measured time.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self) -> Result<(), CheckError> {
+        check_positive("single_thread_score", self.single_thread_score)?;
+        let named = [
+            ("kernel_launch_ns", &self.kernel_launch_ns),
+            ("kernel_gap_ns", &self.kernel_gap_ns),
+            ("synchronize_ns", &self.synchronize_ns),
+        ];
+        for (key, stats) in named {
+            stats.check().map_err(|e| e.under(key))?;
+        }
+        for (i, cost) in self.graph_launch.iter().enumerate() {
+            cost.launch_ns.check().map_err(|e| e.under(&format!("graph_launch[{i}].launch_ns")))?;
+        }
+        for (i, cost) in self.copies.iter().enumerate() {
+            cost.to_device_ns.check().map_err(|e| e.under(&format!("copies[{i}].to_device_ns")))?;
+            cost.to_host_ns.check().map_err(|e| e.under(&format!("copies[{i}].to_host_ns")))?;
+        }
+        Ok(())
+    }
 }

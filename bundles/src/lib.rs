@@ -3,7 +3,9 @@
 //! Start with [`bundle`] (opening, verifying and writing a folder), [`predictor`] (from a shape to a time with
 //! its provenance) and [`engine_profile`] (how an engine spends it).
 
+pub mod bundle;
 pub mod engine_profile;
+pub mod error;
 pub mod evidence;
 pub mod forest;
 pub mod host;
@@ -11,7 +13,9 @@ pub mod manifest;
 pub mod samples;
 pub mod stats;
 
+pub use bundle::{Bundle, BundleWriter};
 pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
+pub use error::{BundleError, CheckError};
 pub use evidence::{DeviceIdentity, Evidence, GpuState};
 pub use forest::{Forest, Tree};
 pub use host::HostCosts;

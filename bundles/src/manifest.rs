@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt};
 use plumbline_schema::GpuSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{DeviceIdentity, Evidence};
+use crate::{
+    error::{CheckError, check_positive},
+    evidence::{DeviceIdentity, Evidence},
+};
 
 /// Version of the bundle format, `major.minor`.
 ///
@@ -72,4 +75,97 @@ pub struct Manifest {
     pub incomplete: Vec<String>,
     /// Every file of the bundle but this one, by path with `/`.
     pub files: BTreeMap<String, FileEntry>,
+}
+
+/// The name of the manifest, the one file that it does not list.
+pub const MANIFEST: &str = "manifest.json";
+
+impl Manifest {
+    /// Checks the data sheet, the file names and the digests.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self) -> Result<(), CheckError> {
+        check_gpu(&self.gpu).map_err(|e| e.under("gpu"))?;
+        for (name, entry) in &self.files {
+            if !is_safe_name(name) {
+                let expected = "relative paths with `/`, without `..`";
+                return Err(CheckError::new("files", expected, format!("`{name}`")));
+            }
+            let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+            if entry.sha256.len() != 64 || !entry.sha256.chars().all(is_hex) {
+                let key = format!("files.{name}.sha256");
+                return Err(CheckError::new(key, "64 lower-case hex digits", format!("`{}`", entry.sha256)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a payload's name stays inside the bundle on every system.
+#[must_use]
+pub fn is_safe_name(name: &str) -> bool {
+    let part_fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    };
+    name != MANIFEST && name.len() <= 255 && name.split('/').all(part_fits)
+}
+
+fn check_gpu(gpu: &GpuSpec) -> Result<(), CheckError> {
+    check_positive("bf16_flops_per_s", gpu.bf16_flops_per_s)?;
+    check_positive("fp32_flops_per_s", gpu.fp32_flops_per_s)?;
+    check_positive("hbm_bandwidth_bytes_per_s", gpu.hbm_bandwidth_bytes_per_s)?;
+    for (key, value) in [
+        ("num_sms", gpu.num_sms),
+        ("boost_clock_mhz", gpu.boost_clock_mhz),
+        ("max_clock_mhz", gpu.max_clock_mhz),
+    ] {
+        check_positive(key, value.into())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_inside_the_bundle() {
+        for name in ["host.json", "samples/rope.csv", "engines/vllm-0.24-graph.json"] {
+            assert!(is_safe_name(name), "{name}");
+        }
+        for name in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "samples/../../x",
+            "samples//x",
+            "samples/",
+            ".hidden",
+            "a/.plumb-x",
+            "c:\\x",
+            "a\\b",
+            "a\0b",
+            "manifest.json",
+        ] {
+            assert!(!is_safe_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn versions_say_which_side_to_upgrade() {
+        let version = |major, minor| FormatVersion { major, minor };
+        let reader = version(2, 1);
+        for (found, action) in [
+            (version(2, 0), None),
+            (version(2, 1), None),
+            (version(2, 2), Some("upgrade plumb")),
+            (version(3, 0), Some("upgrade plumb")),
+            (version(1, 9), Some("make the bundle anew")),
+        ] {
+            assert_eq!(found.check_readable_by(reader), action, "{found}");
+        }
+    }
 }

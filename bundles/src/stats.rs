@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::CheckError;
+
 /// Statistics of `n` repeated times; percentiles by linear interpolation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeStats {
@@ -43,6 +45,42 @@ impl TimeStats {
             std_ns: if n > 1 { (squares / (n - 1) as f64).sqrt() } else { 0.0 },
         })
     }
+
+    /// Checks that the numbers can be statistics of positive times: finite, above 0 and in order.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn check(&self) -> Result<(), CheckError> {
+        // A mean of equal times may differ from them in the last bits.
+        const ROUNDING: f64 = 1e-9;
+        if self.n == 0 {
+            return Err(CheckError::new("n", "at least 1", 0));
+        }
+        let mut below = ("0", 0.0);
+        for (key, value) in [
+            ("min_ns", self.min_ns),
+            ("p50_ns", self.p50_ns),
+            ("p95_ns", self.p95_ns),
+            ("max_ns", self.max_ns),
+        ] {
+            if !value.is_finite() || value <= 0.0 {
+                return Err(CheckError::new(key, "a finite time above 0", value));
+            }
+            if value < below.1 {
+                return Err(CheckError::new(key, format!("at least {} = {}", below.0, below.1), value));
+            }
+            below = (key, value);
+        }
+        let inside = self.min_ns * (1.0 - ROUNDING)..=self.max_ns * (1.0 + ROUNDING);
+        if !inside.contains(&self.mean_ns) {
+            let expected = format!("{} to {}, the shortest and the longest", self.min_ns, self.max_ns);
+            return Err(CheckError::new("mean_ns", expected, self.mean_ns));
+        }
+        if !self.std_ns.is_finite() || self.std_ns < 0.0 {
+            return Err(CheckError::new("std_ns", "a finite time from 0", self.std_ns));
+        }
+        Ok(())
+    }
 }
 
 /// The `q` quantile (0..=1) of ascending, non-empty `sorted`, by linear interpolation (Hyndman and Fan's type 7).
@@ -73,5 +111,18 @@ mod tests {
         assert!((stats.std_ns - (5.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert!(TimeStats::from_times(&[]).is_none());
         assert!(TimeStats::from_times(&[1.0, f64::NAN]).is_none());
+    }
+    #[test]
+    fn impossible_statistics_name_the_field() {
+        let good = TimeStats::from_times(&[0.1 + 0.2; 7]).unwrap();
+        good.check().unwrap();
+        let key = |stats: TimeStats| stats.check().unwrap_err().key;
+        assert_eq!(key(TimeStats { n: 0, ..good }), "n");
+        assert_eq!(key(TimeStats { min_ns: 0.0, ..good }), "min_ns");
+        assert_eq!(key(TimeStats { p50_ns: f64::NAN, ..good }), "p50_ns");
+        assert_eq!(key(TimeStats { p95_ns: 0.2, ..good }), "p95_ns");
+        assert_eq!(key(TimeStats { max_ns: f64::INFINITY, ..good }), "max_ns");
+        assert_eq!(key(TimeStats { mean_ns: 0.5, ..good }), "mean_ns");
+        assert_eq!(key(TimeStats { std_ns: -1.0, ..good }), "std_ns");
     }
 }
