@@ -7,9 +7,11 @@ pub mod bundle;
 pub mod engine_profile;
 pub mod error;
 pub mod evidence;
+pub mod features;
 pub mod forest;
 pub mod host;
 pub mod manifest;
+pub mod predictor;
 pub mod samples;
 pub mod stats;
 
@@ -20,5 +22,8 @@ pub use evidence::{DeviceIdentity, Evidence, GpuState};
 pub use forest::{Forest, Tree};
 pub use host::HostCosts;
 pub use manifest::{FormatVersion, Manifest};
+pub use predictor::{
+    OperatorPredictor, OutOfDomain, PredictError, Prediction, Predictors, PredictorsError, Provenance,
+};
 pub use samples::{CacheState, Sample};
 pub use stats::TimeStats;
