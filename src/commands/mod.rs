@@ -1,0 +1,44 @@
+//! The verbs, one file each.
+
+mod workload;
+
+use clap::{Parser, Subcommand};
+
+use crate::{exit::Exit, failure::Failure, output::Output};
+
+/// Tell how far an LLM-serving simulator stands from the truth, why, and pull it there
+///
+/// Results go to stdout, progress and logs to stderr. Times in JSON and CSV carry their unit in the name.
+/// Exit codes: 0 fine, 1 unexpected, 2 usage or bad input, 3 outside tolerance, 4 no usable device, 5 incomplete.
+#[derive(Debug, Parser)]
+#[command(name = "plumb", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// Print one JSON document in place of text
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Show neither progress nor notes, only errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Workload(workload::Args),
+}
+
+impl Cli {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Why there is no result, with the exit code.
+    pub fn run(&self) -> Result<Exit, Failure> {
+        let output = Output { json: self.json, quiet: self.quiet };
+        match &self.command {
+            Command::Workload(args) => workload::run(args, output),
+        }
+    }
+}
