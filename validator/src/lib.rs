@@ -1,1 +1,14 @@
-//! Placeholder.
+//! How far a simulation stands from the truth, metric by metric.
+//!
+//! Start with [`metrics`] (the dictionary: TTFT, ITL, TPOT, E2E), [`compare`] (repeats of a real run against a
+//! simulated one) and [`validate`](mod@validate) (a whole [`suite`] of such cases). [`report`] renders the [`results`].
+
+pub mod compare;
+pub mod metrics;
+pub mod suite;
+#[cfg(test)]
+mod testing;
+
+pub use compare::{CompareError, Comparison, MetricRow, compare, compare_requests};
+pub use metrics::{Metric, RunMetrics, Stat, Unavailable};
+pub use suite::{Case, Role, Suite};

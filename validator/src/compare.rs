@@ -1,0 +1,429 @@
+//! Repeats of a real run against one simulated run: the same requests, metric by metric.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+};
+
+use plumbline_bundles::stats::percentile_of_sorted;
+use plumbline_schema::{RequestMetrics, RequestStatus, Run};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::metrics::{Metric, Outcomes, RunMetrics, Stat, Unavailable};
+
+/// How far beyond the range of the real repeats a simulated value still counts as inside: 5 %.
+pub const BAND_MARGIN: f64 = 0.05;
+
+/// Scheduled arrivals this close are the same arrival; clients that log when they sent are never exact.
+pub const ARRIVAL_TOLERANCE_NS: u64 = 1_000_000;
+
+/// One metric and statistic: what was real, what was simulated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricRow {
+    /// The metric.
+    pub metric: Metric,
+    /// The statistic.
+    pub stat: Stat,
+    /// Samples in each run; the fewest where they differ.
+    pub n: u64,
+    /// Median over the real repeats; none when n/a.
+    pub real_ms: Option<f64>,
+    /// Smallest of the real repeats; none when n/a.
+    pub real_min_ms: Option<f64>,
+    /// Largest of the real repeats; none when n/a.
+    pub real_max_ms: Option<f64>,
+    /// Simulated; none when n/a.
+    pub sim_ms: Option<f64>,
+    /// `100 (sim - real) / real`; none when n/a.
+    pub error_pct: Option<f64>,
+    /// Whether `sim_ms` lies inside the range of the repeats widened by 5 %; none when n/a.
+    pub inside_band: Option<bool>,
+    /// Why numbers are n/a; absent when none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub na_reason: Option<String>,
+}
+
+/// Request by request: how far a request's own simulated value is from its real one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedRow {
+    /// The metric; never ITL.
+    pub metric: Metric,
+    /// Requests paired.
+    pub n: u64,
+    /// Median over requests of `100 |sim - real| / real`; none when there is no pair.
+    pub median_abs_error_pct: Option<f64>,
+}
+
+/// How requests ended, before only those that ended well in every run were compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestCounts {
+    /// Requests compared: `ok` in every run.
+    pub compared: u64,
+    /// Each real repeat.
+    pub real: Vec<Outcomes>,
+    /// The simulated run.
+    pub sim: Outcomes,
+}
+
+/// A comparison and the samples it was made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// Every metric and statistic, in the order of [`Metric::ALL`] and [`Stat::ALL`].
+    pub metrics: Vec<MetricRow>,
+    /// Request by request: TTFT, TPOT and E2E.
+    pub paired: Vec<PairedRow>,
+    /// How requests ended.
+    pub requests: RequestCounts,
+    /// Samples of each real repeat.
+    pub real: Vec<RunMetrics>,
+    /// Samples of the simulated run.
+    pub sim: RunMetrics,
+}
+
+impl Comparison {
+    /// The row of a metric and statistic.
+    #[must_use]
+    pub fn row(&self, metric: Metric, stat: Stat) -> Option<&MetricRow> {
+        self.metrics.iter().find(|row| row.metric == metric && row.stat == stat)
+    }
+}
+
+/// A run among those compared, as errors name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunLabel {
+    /// A real repeat, counted from 1.
+    Real(usize),
+    /// The simulated run.
+    Simulated,
+}
+
+impl fmt::Display for RunLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Real(number) => write!(f, "real run {number}"),
+            Self::Simulated => f.write_str("the simulated run"),
+        }
+    }
+}
+
+/// Why runs cannot be compared.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CompareError {
+    /// There is nothing to compare with.
+    #[error("expected at least one real run, found none")]
+    NoRealRun,
+    /// The runs are of different requests.
+    #[error("{run} is not of the same requests as real run 1: {}", describe_ids(missing, extra))]
+    RequestsDiffer {
+        /// The run that differs.
+        run: RunLabel,
+        /// Ids only real run 1 has.
+        missing: Vec<u64>,
+        /// Ids only `run` has.
+        extra: Vec<u64>,
+    },
+    /// A request differs in what it asked for or got.
+    #[error(
+        "{run}, request {request_id}: expected {column} {expected}, as in real run 1, found {found}{}",
+        others(*num_differing)
+    )]
+    RequestDiffers {
+        /// The run that differs.
+        run: RunLabel,
+        /// The first request that differs.
+        request_id: u64,
+        /// The column of `request_metrics`.
+        column: &'static str,
+        /// Real run 1's value.
+        expected: u64,
+        /// `run`'s value.
+        found: u64,
+        /// Requests that differ in this column.
+        num_differing: usize,
+    },
+    /// Requests asked for are in no run.
+    #[error("expected requests of the run, found {}", list_ids(ids))]
+    UnknownRequests {
+        /// The ids.
+        ids: Vec<u64>,
+    },
+    /// No request finished in all runs.
+    #[error("no request is ok in every run: {counts}")]
+    NothingFinished {
+        /// What became of them, by run.
+        counts: String,
+    },
+}
+
+fn others(num_differing: usize) -> String {
+    match num_differing {
+        0 | 1 => String::new(),
+        n => format!(" ({n} requests differ)"),
+    }
+}
+
+/// The first few ids, and how many more there are.
+fn list_ids(ids: &[u64]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<_> = ids.iter().take(SHOWN).map(u64::to_string).collect();
+    match ids.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn describe_ids(missing: &[u64], extra: &[u64]) -> String {
+    let mut parts = Vec::new();
+    if !missing.is_empty() {
+        parts.push(format!("it lacks {}", list_ids(missing)));
+    }
+    if !extra.is_empty() {
+        parts.push(format!("it adds {}", list_ids(extra)));
+    }
+    parts.join("; ")
+}
+
+/// Compares `sim` with `real`, the repeats of one workload, over all requests.
+///
+/// # Errors
+/// The runs are not of the same requests, lengths and arrivals, or no request is ok in all.
+pub fn compare(real: &[Run], sim: &Run) -> Result<Comparison, CompareError> {
+    compare_requests(real, sim, None)
+}
+
+/// As [`compare`], over the requests in `only`: what was fitted on can be simulated and still not be judged.
+///
+/// # Errors
+/// As [`compare`]; also ids in `only` that are not in the runs.
+pub fn compare_requests(
+    real: &[Run],
+    sim: &Run,
+    only: Option<&BTreeSet<u64>>,
+) -> Result<Comparison, CompareError> {
+    let Some((first, repeats)) = real.split_first() else { return Err(CompareError::NoRealRun) };
+    for (i, run) in repeats.iter().enumerate() {
+        check_same_requests(first, run, RunLabel::Real(i + 2))?;
+    }
+    check_same_requests(first, sim, RunLabel::Simulated)?;
+    let compared = finished_everywhere(real, sim, only)?;
+
+    let is_wanted = |id: u64| only.is_none_or(|ids| ids.contains(&id));
+    let counts = RequestCounts {
+        compared: compared.len() as u64,
+        real: real.iter().map(|run| RunMetrics::of_requests(run, is_wanted).outcomes).collect(),
+        sim: RunMetrics::of_requests(sim, is_wanted).outcomes,
+    };
+    if compared.is_empty() {
+        return Err(CompareError::NothingFinished { counts: describe_counts(&counts) });
+    }
+    let measure = |run: &Run| RunMetrics::of_requests(run, |id| compared.contains(&id));
+    let real: Vec<_> = real.iter().map(measure).collect();
+    let sim = measure(sim);
+    let metrics = Metric::ALL.into_iter().flat_map(|metric| rows(metric, &real, &sim)).collect();
+    let paired = [Metric::Ttft, Metric::Tpot, Metric::E2e].map(|m| paired(m, &real, &sim)).to_vec();
+    Ok(Comparison { metrics, paired, requests: counts, real, sim })
+}
+
+fn describe_counts(counts: &RequestCounts) -> String {
+    let labels = (1..).map(RunLabel::Real);
+    let runs = labels.zip(&counts.real).chain([(RunLabel::Simulated, &counts.sim)]);
+    let text = runs.map(|(label, o)| {
+        format!("{label} has {} ok, {} rejected, {} incomplete", o.ok, o.rejected, o.incomplete)
+    });
+    text.collect::<Vec<_>>().join("; ")
+}
+
+fn by_id(run: &Run) -> BTreeMap<u64, &RequestMetrics> {
+    run.requests.iter().map(|r| (r.request_id, r)).collect()
+}
+
+fn check_same_requests(first: &Run, other: &Run, run: RunLabel) -> Result<(), CompareError> {
+    let (left, right) = (by_id(first), by_id(other));
+    let missing: Vec<_> = left.keys().filter(|id| !right.contains_key(id)).copied().collect();
+    let extra: Vec<_> = right.keys().filter(|id| !left.contains_key(id)).copied().collect();
+    if !missing.is_empty() || !extra.is_empty() {
+        return Err(CompareError::RequestsDiffer { run, missing, extra });
+    }
+    check_column(&left, &right, run, "num_prefill_tokens", |r, _| u64::from(r.num_prefill_tokens), 0)?;
+    let produced = |r: &RequestMetrics, both_ok: bool| {
+        // Only a finished request has its final number of tokens.
+        if both_ok { u64::from(r.num_decode_tokens_actual) } else { 0 }
+    };
+    check_column(&left, &right, run, "num_decode_tokens_actual", produced, 0)?;
+    let arrival = |r: &RequestMetrics, _| r.arrival_time_ns.0;
+    check_column(&left, &right, run, "arrival_time_ns", arrival, ARRIVAL_TOLERANCE_NS)
+}
+
+fn check_column(
+    left: &BTreeMap<u64, &RequestMetrics>,
+    right: &BTreeMap<u64, &RequestMetrics>,
+    run: RunLabel,
+    column: &'static str,
+    value: impl Fn(&RequestMetrics, bool) -> u64,
+    tolerance: u64,
+) -> Result<(), CompareError> {
+    let mut differing = left.iter().zip(right.values()).filter_map(|((id, a), b)| {
+        let both_ok = a.status == RequestStatus::Ok && b.status == RequestStatus::Ok;
+        let (expected, found) = (value(a, both_ok), value(b, both_ok));
+        (expected.abs_diff(found) > tolerance).then_some((*id, expected, found))
+    });
+    let Some((request_id, expected, found)) = differing.next() else { return Ok(()) };
+    let num_differing = 1 + differing.count();
+    Err(CompareError::RequestDiffers { run, request_id, column, expected, found, num_differing })
+}
+
+/// The wanted requests that are ok in every run: a request that one run lost has no counterpart.
+fn finished_everywhere(
+    real: &[Run],
+    sim: &Run,
+    only: Option<&BTreeSet<u64>>,
+) -> Result<BTreeSet<u64>, CompareError> {
+    let known: BTreeSet<u64> = sim.requests.iter().map(|r| r.request_id).collect();
+    let mut wanted = match only {
+        Some(ids) => {
+            let unknown: Vec<_> = ids.difference(&known).copied().collect();
+            if !unknown.is_empty() {
+                return Err(CompareError::UnknownRequests { ids: unknown });
+            }
+            ids.clone()
+        }
+        None => known,
+    };
+    for run in real.iter().chain([sim]) {
+        for sample in run.requests.iter().filter(|r| {
+            let has_times = r.first_token_time_ns.is_some() && r.completion_time_ns.is_some();
+            r.status != RequestStatus::Ok || !has_times
+        }) {
+            wanted.remove(&sample.request_id);
+        }
+    }
+    Ok(wanted)
+}
+
+fn rows(metric: Metric, real: &[RunMetrics], sim: &RunMetrics) -> Vec<MetricRow> {
+    let real_ns: Vec<_> = real.iter().map(|run| run.sorted_ns(metric)).collect();
+    let sim_ns = sim.sorted_ns(metric);
+    let n = real_ns.iter().chain([&sim_ns]).map(Vec::len).min().unwrap_or(0) as u64;
+    let blocked = if metric == Metric::Itl { itl_unavailable(real, sim, &real_ns, &sim_ns) } else { None };
+    Stat::ALL
+        .into_iter()
+        .map(|stat| {
+            let numbers = match &blocked {
+                Some(reason) => Err(reason.clone()),
+                None => row_numbers(stat, &real_ns, &sim_ns),
+            };
+            row(metric, stat, n, numbers)
+        })
+        .collect()
+}
+
+fn itl_unavailable(
+    real: &[RunMetrics],
+    sim: &RunMetrics,
+    real_ns: &[Vec<f64>],
+    sim_ns: &[f64],
+) -> Option<Unavailable> {
+    let labels: Vec<_> = (1..=real.len()).map(RunLabel::Real).chain([RunLabel::Simulated]).collect();
+    let runs = real.iter().chain([sim]);
+    if let Some((label, _)) = labels.iter().zip(runs).find(|(_, run)| !run.has_token_times) {
+        return Some(Unavailable::NoTokenTimes { run: label.to_string() });
+    }
+    if real_ns.iter().all(|gaps| gaps.len() == sim_ns.len()) {
+        return None;
+    }
+    let lengths = real_ns.iter().map(Vec::len).chain([sim_ns.len()]);
+    let counts = labels.iter().zip(lengths).map(|(label, len)| format!("{label} {len}"));
+    Some(Unavailable::TokensDiffer { counts: counts.collect::<Vec<_>>().join(", ") })
+}
+
+struct RowNumbers {
+    real_ms: f64,
+    real_min_ms: f64,
+    real_max_ms: f64,
+    sim_ms: f64,
+}
+
+fn row_numbers(stat: Stat, real_ns: &[Vec<f64>], sim_ns: &[f64]) -> Result<RowNumbers, Unavailable> {
+    let to_ms = |ns: f64| ns / 1e6;
+    let mut repeats = Vec::with_capacity(real_ns.len());
+    for values in real_ns {
+        repeats.push(to_ms(stat.of_sorted(values)?));
+    }
+    repeats.sort_by(f64::total_cmp);
+    Ok(RowNumbers {
+        real_ms: percentile_of_sorted(&repeats, 0.5),
+        real_min_ms: repeats[0],
+        real_max_ms: repeats[repeats.len() - 1],
+        sim_ms: to_ms(stat.of_sorted(sim_ns)?),
+    })
+}
+
+fn row(metric: Metric, stat: Stat, n: u64, numbers: Result<RowNumbers, Unavailable>) -> MetricRow {
+    let mut row = MetricRow {
+        metric,
+        stat,
+        n,
+        real_ms: None,
+        real_min_ms: None,
+        real_max_ms: None,
+        sim_ms: None,
+        error_pct: None,
+        inside_band: None,
+        na_reason: None,
+    };
+    match numbers {
+        Ok(found) => {
+            row.real_ms = Some(found.real_ms);
+            row.real_min_ms = Some(found.real_min_ms);
+            row.real_max_ms = Some(found.real_max_ms);
+            row.sim_ms = Some(found.sim_ms);
+            row.inside_band = Some(is_inside_band(found.sim_ms, found.real_min_ms, found.real_max_ms));
+            row.error_pct = error_pct(found.real_ms, found.sim_ms);
+            if row.error_pct.is_none() {
+                row.na_reason = Some(Unavailable::RealIsZero.to_string());
+            }
+        }
+        Err(reason) => row.na_reason = Some(reason.to_string()),
+    }
+    row
+}
+
+/// `100 (sim - real) / real`; none where `real` is 0.
+#[must_use]
+pub fn error_pct(real: f64, sim: f64) -> Option<f64> {
+    (real != 0.0).then(|| 100.0 * (sim - real) / real)
+}
+
+/// Whether `sim` lies in `[min, max]` widened by [`BAND_MARGIN`] on both sides.
+#[must_use]
+pub fn is_inside_band(sim: f64, min: f64, max: f64) -> bool {
+    (min * (1.0 - BAND_MARGIN)..=max * (1.0 + BAND_MARGIN)).contains(&sim)
+}
+
+fn paired(metric: Metric, real: &[RunMetrics], sim: &RunMetrics) -> PairedRow {
+    let mut repeats: HashMap<u64, Vec<f64>> = HashMap::new();
+    for sample in real.iter().flat_map(|run| &run.requests) {
+        if let Some(value) = sample.value(metric) {
+            repeats.entry(sample.request_id).or_default().push(value);
+        }
+    }
+    let mut errors: Vec<f64> = sim
+        .requests
+        .iter()
+        .filter_map(|sample| {
+            let mut values = repeats.remove(&sample.request_id)?;
+            values.sort_by(f64::total_cmp);
+            error_pct(percentile_of_sorted(&values, 0.5), sample.value(metric)?).map(f64::abs)
+        })
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    PairedRow {
+        metric,
+        n: errors.len() as u64,
+        median_abs_error_pct: (!errors.is_empty()).then(|| percentile_of_sorted(&errors, 0.5)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
