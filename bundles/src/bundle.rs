@@ -22,6 +22,7 @@ use crate::{
     error::BundleError,
     host::HostCosts,
     manifest::{FileEntry, FormatVersion, MANIFEST, Manifest, is_safe_name},
+    predictor::{OperatorPredictor, Predictors},
     samples::{self, Sample},
 };
 
@@ -192,6 +193,48 @@ impl Bundle {
         let text = String::from_utf8(bytes)
             .map_err(|_| InputError::invalid(&path, Location::File, "UTF-8 text", "other bytes"))?;
         Ok(EngineProfile::parse(&text, &path)?)
+    }
+
+    /// Operators that have a predictor, in the order of the forward pass.
+    pub fn predicted_operators(&self) -> impl Iterator<Item = Operator> {
+        Operator::ALL.into_iter().filter(|&o| self.manifest.files.contains_key(&predictor_name(o)))
+    }
+
+    /// Reads the predictor of one operator.
+    ///
+    /// # Errors
+    /// Those of [`Self::read_file`], and `Input` with the line, or what the predictor's own check found.
+    pub fn predictor(&self, operator: Operator) -> Result<OperatorPredictor, BundleError> {
+        let name = predictor_name(operator);
+        let predictor: OperatorPredictor = self.read_payload_json(&name, "a predictor")?;
+        let path = self.root.join(name);
+        if predictor.operator != operator {
+            let location = Location::Key("operator".into());
+            let expected = format!("`{operator}`, as the file is named");
+            return Err(BundleError::invalid(path, location, expected, format!("`{}`", predictor.operator)));
+        }
+        predictor
+            .check()
+            .map_err(|reason| InputError::invalid(&path, Location::File, "a sound predictor", reason))?;
+        Ok(predictor)
+    }
+
+    /// Reads every predictor.
+    ///
+    /// # Errors
+    /// `Missing` when there is none; those of [`Self::predictor`].
+    pub fn predictors(&self) -> Result<Predictors, BundleError> {
+        let predictors =
+            self.predicted_operators().map(|o| self.predictor(o)).collect::<Result<Vec<_>, _>>()?;
+        if predictors.is_empty() {
+            return Err(BundleError::Missing {
+                path: self.root.clone(),
+                what: "predictors".into(),
+                hint: "`plumb train` fits them".into(),
+            });
+        }
+        Predictors::new(self.manifest.gpu.clone(), predictors)
+            .map_err(|e| BundleError::invalid(&self.root, Location::File, "sound predictors", e.to_string()))
     }
 
     /// Adds or replaces payloads, each atomically, and the manifest last.

@@ -1,6 +1,6 @@
 //! What can be wrong with a bundle.
 
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf};
 
 use plumbline_schema::{InputError, Location};
 use thiserror::Error;
@@ -76,7 +76,7 @@ pub struct CheckError {
 
 impl CheckError {
     /// Builds the error.
-    pub fn new(key: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+    pub fn new(key: impl Into<String>, expected: impl Into<String>, found: impl Display) -> Self {
         Self { key: key.into(), expected: expected.into(), found: found.to_string() }
     }
 

@@ -10,10 +10,12 @@ pub mod evidence;
 pub mod features;
 pub mod forest;
 pub mod host;
+pub mod inspect;
 pub mod manifest;
 pub mod predictor;
 pub mod samples;
 pub mod stats;
+pub mod verify;
 
 pub use bundle::{Bundle, BundleWriter};
 pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
@@ -21,9 +23,11 @@ pub use error::{BundleError, CheckError};
 pub use evidence::{DeviceIdentity, Evidence, GpuState};
 pub use forest::{Forest, Tree};
 pub use host::HostCosts;
+pub use inspect::Inspection;
 pub use manifest::{FormatVersion, Manifest};
 pub use predictor::{
     OperatorPredictor, OutOfDomain, PredictError, Prediction, Predictors, PredictorsError, Provenance,
 };
 pub use samples::{CacheState, Sample};
 pub use stats::TimeStats;
+pub use verify::VerifyReport;

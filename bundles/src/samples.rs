@@ -14,7 +14,7 @@ use crate::stats::TimeStats;
 /// Columns that every operator's file has, behind the shape.
 pub const COMMON_COLUMNS: [&str; 14] = [
     "cache",
-    "n",
+    "num_samples",
     "min_ns",
     "p50_ns",
     "mean_ns",
@@ -279,7 +279,7 @@ impl Row<'_> {
     fn stats(&self) -> Result<TimeStats, InputError> {
         let time = |column: &str| self.parse_as::<f64>(column, "a time in ns");
         let stats = TimeStats {
-            n: self.parse_as("n", "a count")?,
+            n: self.parse_as("num_samples", "a count")?,
             min_ns: time("min_ns")?,
             p50_ns: time("p50_ns")?,
             mean_ns: time("mean_ns")?,
@@ -287,7 +287,11 @@ impl Row<'_> {
             max_ns: time("max_ns")?,
             std_ns: time("std_ns")?,
         };
-        stats.check().map_err(|e| self.invalid(&e.key, e.expected, e.found))?;
+        stats.check().map_err(|e| {
+            // A column `n` would be a GEMM's second dimension.
+            let column = if e.key == "n" { "num_samples" } else { &e.key };
+            self.invalid(column, e.expected, e.found)
+        })?;
         Ok(stats)
     }
 }
