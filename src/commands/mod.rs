@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+mod compare;
 mod workload;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Compare(compare::Args),
     Workload(workload::Args),
 }
 
@@ -38,6 +40,7 @@ impl Cli {
     pub fn run(&self) -> Result<Exit, Failure> {
         let output = Output { json: self.json, quiet: self.quiet };
         match &self.command {
+            Command::Compare(args) => compare::run(args, output),
             Command::Workload(args) => workload::run(args, output),
         }
     }

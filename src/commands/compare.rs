@@ -1,0 +1,133 @@
+//! `plumb compare`: real repeats against one simulated run, or against the scheduler alone.
+
+use std::path::{Path, PathBuf};
+
+use plumbline_schema::{Run, StepBatch};
+use plumbline_simulator::replay::{ReplayReport, StepDifference, replay};
+use serde::Serialize;
+
+use crate::{
+    exit::Exit,
+    failure::Failure,
+    output::{Output, Table},
+};
+
+/// Compare real runs with one simulated run, or replay their steps through the scheduler
+///
+/// With --replay-steps, the scheduler is fed the admitted times and step starts of each real run; the exit code is 3
+/// when it forms another batch than the real engine did.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Real run folder; several are taken as repeats of one workload (can be repeated)
+    #[arg(required = true)]
+    real: Vec<PathBuf>,
+
+    /// Does the scheduler, fed the real step starts, form the batches that the real engine formed?
+    #[arg(long)]
+    replay_steps: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// When a run cannot be read or replayed.
+pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
+    replay_steps(&args.real, output)
+}
+
+#[derive(Serialize)]
+struct Replays<'a> {
+    runs: Vec<Replay<'a>>,
+}
+
+#[derive(Serialize)]
+struct Replay<'a> {
+    name: &'a Path,
+    steps: usize,
+    identical: usize,
+    preemptions: usize,
+    unfinished: usize,
+    first_difference: Option<Difference<'a>>,
+}
+
+#[derive(Serialize)]
+struct Difference<'a> {
+    step: usize,
+    step_start_ns: u64,
+    real: &'a StepBatch,
+    replayed: &'a StepBatch,
+}
+
+fn replay_steps(real: &[PathBuf], output: Output) -> Result<Exit, Failure> {
+    let mut reports = Vec::with_capacity(real.len());
+    for folder in real {
+        let run = Run::read(folder)?;
+        let report = replay(&run).map_err(|error| {
+            let context = format!("{}", folder.display());
+            Failure::new(Exit::BadInput, anyhow::Error::new(error).context(context))
+        })?;
+        reports.push((folder.as_path(), report));
+    }
+    let runs = reports.iter().map(|(name, report)| describe(name, report)).collect();
+    output.print(&Replays { runs }, || text(&reports))?;
+    let all_identical = reports.iter().all(|(_, report)| report.is_identical());
+    Ok(if all_identical { Exit::Fine } else { Exit::OutsideTolerance })
+}
+
+fn describe<'a>(name: &'a Path, report: &'a ReplayReport) -> Replay<'a> {
+    Replay {
+        name,
+        steps: report.steps,
+        identical: report.identical,
+        preemptions: report.preemptions,
+        unfinished: report.unfinished,
+        first_difference: report.first_difference.as_ref().map(|difference| Difference {
+            step: difference.step,
+            step_start_ns: difference.step_start_ns.0,
+            real: &difference.real,
+            replayed: &difference.replayed,
+        }),
+    }
+}
+
+fn text(reports: &[(&Path, ReplayReport)]) -> String {
+    let mut table = Table::new(&["run", ">steps", ">identical", ">preemptions", ">unfinished"]);
+    for (name, report) in reports {
+        table.row([
+            name.display().to_string(),
+            report.steps.to_string(),
+            report.identical.to_string(),
+            report.preemptions.to_string(),
+            report.unfinished.to_string(),
+        ]);
+    }
+    let mut text = table.to_string();
+    for (name, report) in reports {
+        if let Some(difference) = &report.first_difference {
+            text.push_str(&difference_text(name, difference));
+        }
+    }
+    text
+}
+
+fn difference_text(name: &Path, difference: &StepDifference) -> String {
+    let batch = |batch: &StepBatch| {
+        format!(
+            "prefill {} decode {}",
+            or_none(batch.format_prefill_chunks()),
+            or_none(batch.format_decode_contexts())
+        )
+    };
+    format!(
+        "{}: first differs in step {} at {}\n  real     {}\n  replayed {}\n",
+        name.display(),
+        difference.step,
+        difference.step_start_ns,
+        batch(&difference.real),
+        batch(&difference.replayed),
+    )
+}
+
+fn or_none(text: String) -> String {
+    if text.is_empty() { "none".to_owned() } else { text }
+}
