@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Samples to predictors: the data set, the regression forest and the honest error of what it learned.
+
+pub mod forest;

@@ -1,0 +1,168 @@
+use linfa::{
+    Dataset, DatasetBase, ParamGuard,
+    prelude::SingleTargetRegression,
+    traits::{Fit, Predict},
+};
+use ndarray::{Array1, Array2, array};
+use plumbline_bundles::Forest;
+use proptest::prelude::*;
+
+use super::*;
+
+fn data(rows: usize, law: impl Fn(f64, f64) -> f64) -> (Array2<f64>, Array1<f64>) {
+    let x = Array2::from_shape_fn((rows, 2), |(i, c)| ((i * (7 + 6 * c)) % rows) as f64 / rows as f64);
+    let y = x.rows().into_iter().map(|row| law(row[0], row[1])).collect();
+    (x, y)
+}
+
+fn fit(params: RandomForestRegressorParams, x: &Array2<f64>, y: &Array1<f64>) -> RandomForestRegressor {
+    params.fit(&Dataset::new(x.clone(), y.clone())).unwrap()
+}
+
+#[test]
+fn a_constant_target_is_answered_exactly() {
+    let (x, y) = data(50, |_, _| 2.5);
+    let model = fit(RandomForestRegressorParams::new(), &x, &y);
+    assert!(model.predict(&x).iter().all(|&answer| answer == 2.5));
+    assert!(model.forest().trees.iter().all(|tree| tree.left.len() == 1), "nothing to split");
+    assert_eq!(model.out_of_bag_error(), Some(0.0));
+}
+
+#[test]
+fn a_step_is_recovered_between_the_points_beside_it() {
+    let (x, y) = data(200, |a, _| if a < 0.3 { -1.0 } else { 4.0 });
+    let model = fit(RandomForestRegressorParams::new().max_features(2), &x, &y);
+    let answers = model.predict(&array![[0.1, 0.9], [0.28, 0.1], [0.32, 0.5], [0.9, 0.0]]);
+    for (answer, expected) in answers.iter().zip([-1.0, -1.0, 4.0, 4.0]) {
+        assert!((answer - expected).abs() < 0.2, "{answer} for {expected}");
+    }
+    let single = RandomForestRegressorParams::new().num_trees(1).bootstrap(false).max_features(2);
+    let model = fit(single, &x, &y);
+    let tree = &model.forest().trees[0];
+    assert_eq!((tree.left.len(), tree.feature[0]), (3, 0));
+    assert!(tree.threshold[0] > 0.295 && tree.threshold[0] < 0.3, "halfway between 0.295 and 0.3");
+}
+
+#[test]
+fn a_smooth_law_is_learned_and_the_out_of_bag_error_tells_the_held_out_one() {
+    let (x, y) = data(401, |a, b| 3.0 * a + (6.0 * b).sin());
+    let is_training = |i: usize| i % 4 != 0;
+    let pick = |wanted: bool| -> Vec<usize> { (0..401).filter(|&i| is_training(i) == wanted).collect() };
+    let (training, held_out) = (pick(true), pick(false));
+    let rows = |indices: &[usize]| (x.select(ndarray::Axis(0), indices), y.select(ndarray::Axis(0), indices));
+    let (train_x, train_y) = rows(&training);
+    let (test_x, test_y) = rows(&held_out);
+    let model = fit(RandomForestRegressorParams::new().max_features(2), &train_x, &train_y);
+    let held_out_error = model.predict(&test_x).mean_absolute_error(&test_y).unwrap();
+    let out_of_bag_error = model.out_of_bag_error().unwrap();
+    assert!(held_out_error < 0.12, "{held_out_error}");
+    assert!((out_of_bag_error / held_out_error - 1.0).abs() < 0.5, "{out_of_bag_error} {held_out_error}");
+}
+
+#[test]
+fn seeds_decide_and_threads_do_not() {
+    let (x, y) = data(120, |a, b| a * b);
+    let on_threads = |threads: usize, seed: u64| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let model = fit(RandomForestRegressorParams::new().num_trees(16).seed(seed), &x, &y);
+            serde_json::to_vec(model.forest()).unwrap()
+        })
+    };
+    assert_eq!(on_threads(1, 3), on_threads(2, 3));
+    assert_ne!(on_threads(1, 3), on_threads(1, 4));
+}
+
+#[test]
+fn a_saved_forest_predicts_the_same_bits() {
+    let (x, y) = data(90, |a, b| (a - b).exp());
+    let model = fit(RandomForestRegressorParams::new().num_trees(10), &x, &y);
+    let text = serde_json::to_string(model.forest()).unwrap();
+    let reloaded: Forest = serde_json::from_str(&text).unwrap();
+    reloaded.check().unwrap();
+    for (row, predicted) in x.rows().into_iter().zip(model.predict(&x)) {
+        let row: Vec<f32> = row.iter().map(|&value| value as f32).collect();
+        assert_eq!(reloaded.predict(&row).to_bits(), predicted.to_bits());
+    }
+}
+
+#[test]
+fn depth_and_leaf_size_are_kept() {
+    let (x, y) = data(64, |a, _| a);
+    let params = RandomForestRegressorParams::new().bootstrap(false).max_features(2).num_trees(1);
+    let stump = fit(params.clone().max_depth(1), &x, &y);
+    assert_eq!(stump.forest().trees[0].left.len(), 3);
+    let mean = fit(params.clone().max_depth(0), &x, &y);
+    let expected = y.mean().unwrap();
+    assert!((mean.predict(&x)[0] - expected).abs() < 1e-6);
+    let coarse = fit(params.min_samples_leaf(16), &x, &y);
+    let answers = coarse.predict(&x);
+    for answer in &answers {
+        assert!(answers.iter().filter(|&other| other == answer).count() >= 16);
+    }
+}
+
+#[test]
+fn linfas_cross_validation_prefers_the_forest_that_can_split() {
+    let (x, y) = data(100, |a, _| if a < 0.5 { 0.0 } else { 1.0 });
+    let params = [
+        RandomForestRegressorParams::new().num_trees(10).max_depth(0),
+        RandomForestRegressorParams::new().num_trees(10).max_features(2),
+    ];
+    let checked = params.map(|params| params.check().unwrap());
+    let mut dataset = Dataset::new(x, y);
+    let errors = dataset
+        .cross_validate_single::<_, ForestError, _, _, _>(5, &checked, |predicted, truth| {
+            predicted.mean_absolute_error(truth)
+        })
+        .unwrap();
+    assert!(errors[0] > 0.4 && errors[1] < 0.1, "{errors}");
+}
+
+#[test]
+fn bad_parameters_and_data_are_refused() {
+    let (x, y) = data(10, |a, _| a);
+    let refused = |params: RandomForestRegressorParams| params.check().unwrap_err().to_string();
+    assert_eq!(
+        refused(RandomForestRegressorParams::new().num_trees(0)),
+        "forest parameter num_trees = 0, expected at least 1"
+    );
+    assert!(refused(RandomForestRegressorParams::new().max_features(0)).contains("max_features"));
+    assert!(refused(RandomForestRegressorParams::new().min_samples_leaf(0)).contains("min_samples_leaf"));
+    assert!(refused(RandomForestRegressorParams::new().max_depth(65)).contains("0 to 64"));
+
+    let fails = |x: Array2<f64>, y: Array1<f64>| {
+        RandomForestRegressorParams::new().fit(&DatasetBase::new(x, y)).unwrap_err().to_string()
+    };
+    let mut holed = x.clone();
+    holed[[4, 1]] = f64::NAN;
+    assert!(fails(holed, y.clone()).starts_with("row 4"));
+    let mut endless = y.clone();
+    endless[2] = 1e300;
+    assert!(fails(x.clone(), endless).starts_with("row 2"));
+    assert!(fails(Array2::zeros((0, 2)), Array1::zeros(0)).contains("without rows"));
+    assert!(fails(x, Array1::zeros(3)).contains("10 rows with 3 targets"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn answers_stay_within_the_range_of_targets(
+        rows in prop::collection::vec((-1e6f32..1e6, -1.0f32..1.0, -1e3f32..1e3), 1..60),
+        queries in prop::collection::vec((-1e9f64..1e9, -2.0f64..2.0), 1..20),
+        leaf in 1usize..4,
+        seed in any::<u64>(),
+    ) {
+        let x = Array2::from_shape_fn((rows.len(), 2), |(i, c)| f64::from(if c == 0 { rows[i].0 } else { rows[i].1 }));
+        let y: Array1<f64> = rows.iter().map(|row| f64::from(row.2)).collect();
+        let params = RandomForestRegressorParams::new().num_trees(5).min_samples_leaf(leaf).seed(seed);
+        let model = fit(params, &x, &y);
+        model.forest().check().unwrap();
+        let (low, high) = y.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
+        let queries = Array2::from_shape_fn((queries.len(), 2), |(i, c)| if c == 0 { queries[i].0 } else { queries[i].1 });
+        for answer in model.predict(&queries) {
+            prop_assert!(answer >= low - 1e-9 && answer <= high + 1e-9, "{answer} outside {low}..{high}");
+        }
+    }
+}
