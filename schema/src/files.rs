@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use csv::StringRecord;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::error::InputError;
+use crate::error::{InputError, Location};
 
 /// Largest JSON or TOML document read into memory: 64 MiB, far above any real one.
 pub const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
@@ -66,7 +67,6 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), InputError
 /// # Errors
 /// `Io`, or `Invalid` for size and encoding.
 pub fn read_text(path: &Path) -> Result<String, InputError> {
-    use crate::error::Location;
     let file = File::open(path).map_err(|e| InputError::io(path, e))?;
     let mut bytes = Vec::new();
     file.take(MAX_DOCUMENT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| InputError::io(path, e))?;
@@ -122,7 +122,50 @@ pub fn open_csv(path: &Path) -> Result<csv::Reader<Box<dyn Read>>, InputError> {
 pub fn read_csv<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>, InputError> {
     let path = plain_or_zst(path);
     let mut reader = open_csv(&path)?;
-    reader.deserialize().map(|row| row.map_err(|e| InputError::csv(&path, expected, e))).collect()
+    // Asked for here, since the iterators of `csv` take a header that cannot be read for none.
+    let header = reader.headers().map_err(|e| InputError::csv(&path, "a header", e))?.clone();
+    let mut record = StringRecord::new();
+    let mut rows = Vec::new();
+    while reader.read_record(&mut record).map_err(|e| InputError::csv(&path, expected, e))? {
+        let row = record.deserialize(Some(&header));
+        rows.push(row.map_err(|e| row_error(&path, expected, &header, &record, e))?);
+    }
+    Ok(rows)
+}
+
+/// Says which cell of a row does not fit, as far as `csv` knows.
+fn row_error(
+    path: &Path,
+    expected: &str,
+    header: &StringRecord,
+    record: &StringRecord,
+    error: csv::Error,
+) -> InputError {
+    use csv::{DeserializeErrorKind as Kind, ErrorKind};
+    let ErrorKind::Deserialize { err, .. } = error.kind() else {
+        return InputError::csv(path, expected, error);
+    };
+    if let Kind::Message(message) = err.kind()
+        && let Some(column) = message.strip_prefix("missing field ")
+    {
+        let found = header.iter().collect::<Vec<_>>().join(",");
+        let expected = format!("a column {column}");
+        return InputError::invalid(path, Location::Line(1), expected, format!("`{found}`"));
+    }
+    let cell_expects = match err.kind() {
+        Kind::ParseInt(_) => "a whole number in range",
+        Kind::ParseFloat(_) => "a number",
+        Kind::ParseBool(_) => "true or false",
+        _ => return InputError::csv(path, expected, error),
+    };
+    let line = record.position().map_or(0, csv::Position::line);
+    let index = err.field().and_then(|field| usize::try_from(field).ok());
+    let (Some(column), Some(text)) = (index.and_then(|i| header.get(i)), index.and_then(|i| record.get(i)))
+    else {
+        return InputError::csv(path, expected, error);
+    };
+    let found = if text.is_empty() { "nothing".to_owned() } else { format!("`{text}`") };
+    InputError::invalid(path, Location::Cell { line, column: column.into() }, cell_expects, found)
 }
 
 /// Writes rows as CSV with a header, atomically; compresses when the name ends in `.zst`.
@@ -147,4 +190,64 @@ pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -
             fill(out)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its reading is tested")]
+    struct Row {
+        id: u32,
+        share: f64,
+        #[serde(default)]
+        end_ns: Option<u64>,
+    }
+
+    fn error_of(text: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.csv");
+        std::fs::write(&path, text).unwrap();
+        let error = read_csv::<Row>(&path, "a row").unwrap_err().to_string();
+        error.strip_prefix(folder.path().to_str().unwrap()).unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_bad_cell_is_named_with_what_it_holds() {
+        let cases = [
+            (
+                "id,share\n1,0.5\nsoon,1\n",
+                "/rows.csv, line 3, column `id`: expected a whole number in range, found `soon`",
+            ),
+            (
+                "share,id\n1,-5\n",
+                "/rows.csv, line 2, column `id`: expected a whole number in range, found `-5`",
+            ),
+            ("id,share\n1,\n", "/rows.csv, line 2, column `share`: expected a number, found nothing"),
+            ("id,shares\n1,2\n", "/rows.csv, line 1: expected a column `share`, found `id,shares`"),
+            ("id,share\n1\n", "/rows.csv, line 2: expected 2 columns, found 1"),
+            ("id,share\n1,2,3\n", "/rows.csv, line 2: expected 2 columns, found 3"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(error_of(text), expected);
+        }
+        let error = error_of("id,share,end_ns\n1,2,\n3,4,x\n");
+        assert!(error.starts_with("/rows.csv, line 3"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_an_empty_file() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read_csv::<Row>(folder.path(), "a row").is_err());
+        let truncated = folder.path().join("rows.csv.zst");
+        let mut whole = Vec::new();
+        zstd::stream::copy_encode(&b"id,share\n1,2\n"[..], &mut whole, 3).unwrap();
+        std::fs::write(&truncated, &whole).unwrap();
+        assert_eq!(read_csv::<Row>(&truncated, "a row").unwrap().len(), 1);
+        std::fs::write(&truncated, &whole[..whole.len() - 6]).unwrap();
+        assert!(read_csv::<Row>(&truncated, "a row").is_err());
+    }
 }

@@ -29,9 +29,17 @@ fn workloads_name_line_and_column() {
             b"request_id,arrival_time_ns,num_prefill_tokens,num_decode_tokens\n",
             &["expected at least one request, found none"],
         ),
-        ("columns.csv", b"a,b\n1,2\n", &["line 2", "expected a workload row", "missing field"]),
-        ("text.csv", &replaced("2000000,700", "soon,700"), &["line 3", "expected", "found"]),
-        ("negative.csv", &replaced("2000000,700", "-5,700"), &["line 3", "expected", "found"]),
+        ("columns.csv", b"a,b\n1,2\n", &["line 1: expected a column `request_id`, found `a,b`"]),
+        (
+            "text.csv",
+            &replaced("2000000,700", "soon,700"),
+            &["line 3, column `arrival_time_ns`", "found `soon`"],
+        ),
+        (
+            "negative.csv",
+            &replaced("2000000,700", "-5,700"),
+            &["line 3, column `arrival_time_ns`", "found `-5`"],
+        ),
         ("zero.csv", &replaced("0,100,8", "0,0,8"), &["line 2, column `num_prefill_tokens`", "at least 1"]),
         (
             "twice.csv",
@@ -50,7 +58,7 @@ fn workloads_name_line_and_column() {
     refuse(&["workload", "inspect", arg(&missing)], &["missing.csv: No such file"]);
     let truncated = write(&folder.path().join("w.csv.zst"), zstd_prefix());
     refuse(&["workload", "inspect", arg(&truncated)], &["w.csv.zst"]);
-    refuse(&["workload", "inspect", arg(folder.path())], &[]);
+    refuse(&["workload", "inspect", arg(folder.path())], &["Is a directory"]);
 }
 
 /// The good workload with one piece replaced.
@@ -83,7 +91,9 @@ fn runs_name_file_and_line() {
     write(&run.join("engine.json"), crate::support::DEPLOYMENT);
     replay(&["records no steps"]);
     write(&run.join("step_metrics.csv"), "step_start_ns,step_duration_ns\n1,2\n");
-    replay(&["step_metrics.csv, line 2: expected a step_metrics row, found missing field"]);
+    replay(&[
+        "step_metrics.csv, line 1: expected a column `schedule_ns`, found `step_start_ns,step_duration_ns`",
+    ]);
 }
 
 #[test]
