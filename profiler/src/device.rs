@@ -4,7 +4,7 @@ use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeSta
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch};
 use serde::{Deserialize, Serialize};
 
-use crate::error::ProfileError;
+use crate::{error::ProfileError, evidence::NvmlMonitor};
 
 /// One point of the plan: an operator at a shape.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,6 +77,11 @@ pub trait Device {
 
     /// Clocks, power and the like at this moment; fields that cannot be read are `None`.
     fn state(&mut self) -> GpuState;
+
+    /// What reads the device's state from another thread while it measures; `None` where nothing can.
+    fn monitor(&self) -> Option<NvmlMonitor> {
+        None
+    }
 
     /// Compares the operator with an f64 reference on fresh random inputs at a shape small enough for a CPU.
     ///

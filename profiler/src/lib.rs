@@ -5,6 +5,8 @@
 
 pub mod device;
 pub mod error;
+pub mod evidence;
 
 pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
 pub use error::ProfileError;
+pub use evidence::NvmlMonitor;

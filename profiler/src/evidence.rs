@@ -1,0 +1,221 @@
+//! Evidence from NVML: what state the GPU was in while it was measured.
+//!
+//! Nothing here can fail a profile: where NVML is missing or silent, a field is `None` or a note says so.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nvml_wrapper::{
+    Device, Nvml,
+    bitmasks::device::ThrottleReasons,
+    enum_wrappers::device::{Clock, TemperatureSensor},
+    error::NvmlError,
+};
+use plumbline_bundles::GpuState;
+
+/// Readings kept of a profile; beyond that, every other one is dropped and the interval doubles.
+const MAX_READINGS: usize = 512;
+
+/// Throttle reasons that hold clocks down, and NVML's names for them.
+///
+/// Left out: idling and the user's own clock settings, which are not the machine failing to keep its clocks.
+const REDUCING_REASONS: [(ThrottleReasons, &str); 7] = [
+    (ThrottleReasons::SW_POWER_CAP, "sw_power_cap"),
+    (ThrottleReasons::HW_SLOWDOWN, "hw_slowdown"),
+    (ThrottleReasons::SYNC_BOOST, "sync_boost"),
+    (ThrottleReasons::SW_THERMAL_SLOWDOWN, "sw_thermal_slowdown"),
+    (ThrottleReasons::HW_THERMAL_SLOWDOWN, "hw_thermal_slowdown"),
+    (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "hw_power_brake_slowdown"),
+    (ThrottleReasons::DISPLAY_CLOCK_SETTING, "display_clock_setting"),
+];
+
+/// One GPU as NVML sees it. Cloning is cheap, and clones may be used from other threads.
+#[derive(Clone, Debug)]
+pub struct NvmlMonitor {
+    nvml: Arc<Nvml>,
+    bus_id: String,
+    started: Instant,
+}
+
+/// What NVML knows of a device that CUDA does not tell; `None` where it did not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NvmlIdentity {
+    /// Driver version.
+    pub driver_version: Option<String>,
+    /// Whether ECC is on.
+    pub ecc: Option<bool>,
+    /// Whether MIG is on.
+    pub mig: Option<bool>,
+}
+
+impl NvmlMonitor {
+    /// Opens a device by PCI bus id (`0000:3b:00.0`), UUID (`GPU-...`) or NVML index (`0`).
+    ///
+    /// CUDA's device numbers may differ from NVML's: give a bus id or UUID where there is one. Readings count
+    /// their time from here.
+    ///
+    /// # Errors
+    /// In words, for the notes of the evidence: NVML cannot be loaded, or knows no such device.
+    pub fn open(device: &str) -> Result<Self, String> {
+        let nvml = Nvml::init().map_err(|e| format!("NVML cannot be used: {e}"))?;
+        let found = if device.starts_with("GPU-") || device.starts_with("MIG-") {
+            nvml.device_by_uuid(device)
+        } else if let Ok(index) = device.parse() {
+            nvml.device_by_index(index)
+        } else {
+            nvml.device_by_pci_bus_id(device)
+        };
+        let bus_id = found
+            .and_then(|device| device.pci_info())
+            .map_err(|e| format!("NVML does not find device `{device}`: {e}"))?
+            .bus_id;
+        Ok(Self { nvml: Arc::new(nvml), bus_id, started: Instant::now() })
+    }
+
+    /// What NVML knows of the device and its driver.
+    #[must_use]
+    pub fn identity(&self) -> NvmlIdentity {
+        let device = self.device().ok();
+        NvmlIdentity {
+            driver_version: self.nvml.sys_driver_version().ok(),
+            ecc: device.as_ref().and_then(|d| d.is_ecc_enabled().ok()).map(|ecc| ecc.currently_enabled),
+            mig: device.as_ref().and_then(|d| d.mig_mode().ok()).map(|mig| mig.current != 0),
+        }
+    }
+
+    /// Reads the state at this moment.
+    #[must_use]
+    pub fn state(&self) -> GpuState {
+        let at_ms = self.started.elapsed().as_millis() as u64;
+        let Ok(device) = self.device() else {
+            return GpuState { at_ms, ..GpuState::default() };
+        };
+        GpuState {
+            at_ms,
+            sm_clock_mhz: device.clock_info(Clock::SM).ok(),
+            memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
+            temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
+            power_w: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+            energy_j: device.total_energy_consumption().ok().map(|millijoules| millijoules as f64 / 1e3),
+            throttle_reasons: device.current_throttle_reasons().map(reduces_clocks).unwrap_or_default(),
+        }
+    }
+
+    fn device(&self) -> Result<Device<'_>, NvmlError> {
+        self.nvml.device_by_pci_bus_id(self.bus_id.as_str())
+    }
+}
+
+/// Names of the reasons that hold clocks down.
+fn reduces_clocks(reasons: ThrottleReasons) -> Vec<String> {
+    let named = REDUCING_REASONS.iter().filter(|(reason, _)| reasons.contains(*reason));
+    named.map(|(_, name)| (*name).to_owned()).collect()
+}
+
+/// Readings at a steady pace, as many as fit [`MAX_READINGS`].
+#[derive(Clone, Debug)]
+pub(crate) struct Readings {
+    readings: Vec<GpuState>,
+    interval: Duration,
+    last: Option<Instant>,
+}
+
+impl Readings {
+    pub(crate) fn every(interval: Duration) -> Self {
+        Self { readings: Vec::new(), interval, last: None }
+    }
+
+    /// Takes a reading when the interval has passed since the last one.
+    pub(crate) fn take_when_due(&mut self, now: Instant, read: impl FnOnce() -> GpuState) {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
+            return;
+        }
+        self.last = Some(now);
+        self.push(read());
+    }
+
+    fn push(&mut self, state: GpuState) {
+        if self.readings.len() == MAX_READINGS {
+            let mut index = 0;
+            self.readings.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+            self.interval *= 2;
+        }
+        self.readings.push(state);
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<GpuState> {
+        self.readings
+    }
+}
+
+/// A thread that reads a device's state while something else measures.
+#[derive(Debug)]
+pub(crate) struct StateSampler {
+    stop: mpsc::Sender<()>,
+    thread: thread::JoinHandle<Readings>,
+}
+
+impl StateSampler {
+    /// Starts reading every `interval`.
+    pub(crate) fn start(monitor: NvmlMonitor, interval: Duration) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut readings = Readings::every(interval);
+            // Ends on the message, and when the sender is dropped without one.
+            while stopped.recv_timeout(readings.interval) == Err(RecvTimeoutError::Timeout) {
+                readings.push(monitor.state());
+            }
+            readings
+        });
+        Self { stop, thread }
+    }
+
+    /// Stops and returns what was read; `None` when the thread failed.
+    pub(crate) fn finish(self) -> Option<Vec<GpuState>> {
+        drop(self.stop);
+        self.thread.join().ok().map(Readings::into_vec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reasons_that_hold_clocks_down_count() {
+        let idle = ThrottleReasons::GPU_IDLE | ThrottleReasons::APPLICATIONS_CLOCKS_SETTING;
+        assert!(reduces_clocks(idle).is_empty());
+        let hot = idle | ThrottleReasons::SW_POWER_CAP | ThrottleReasons::HW_THERMAL_SLOWDOWN;
+        assert_eq!(reduces_clocks(hot), ["sw_power_cap", "hw_thermal_slowdown"]);
+    }
+
+    #[test]
+    fn a_device_that_nvml_does_not_know_is_an_error_in_words() {
+        let error = NvmlMonitor::open("no-such-device").unwrap_err();
+        assert!(error.starts_with("NVML"), "{error}");
+    }
+
+    #[test]
+    fn readings_stay_few_and_cover_the_whole_run() {
+        let start = Instant::now();
+        let mut readings = Readings::every(Duration::from_secs(1));
+        for second in 0..5000u64 {
+            let state = || GpuState { at_ms: second * 1000, ..GpuState::default() };
+            readings.take_when_due(start + Duration::from_secs(second), state);
+        }
+        let kept = readings.into_vec();
+        assert!(kept.len() <= MAX_READINGS && kept.len() > MAX_READINGS / 4, "{}", kept.len());
+        assert_eq!(kept[0].at_ms, 0);
+        assert!(kept.last().unwrap().at_ms > 4_900_000);
+        assert!(kept.is_sorted_by_key(|state| state.at_ms));
+    }
+}
