@@ -1,8 +1,25 @@
 //! Discrete-event LLM serving on predicted operator times.
 //!
-//! Start with [`scheduler`] (which tokens the next step computes), then [`replay`].
+//! Start with [`simulate`] (one simulated run), [`step_time`] (how long a step takes) and [`scheduler`]
+//! (which tokens a step computes). The seams are [`OperatorTimes`] (where operator times come from),
+//! [`scheduler::Scheduler`] (another engine's policy) and [`serve::Executor`] (model a step, or run it).
+//! [`replay`] asks whether a scheduler forms the batches that a real engine formed.
 
 pub mod kv_cache;
+mod profile_check;
 pub mod replay;
+pub mod residual;
 pub mod scheduler;
 pub mod sequence;
+pub mod serve;
+pub mod simulate;
+pub mod step_time;
+pub mod times;
+
+pub use replay::{ReplayError, ReplayReport, StepDifference, replay};
+pub use residual::Residuals;
+pub use scheduler::{Rejection, Scheduler, SchedulerError, SchedulerKind};
+pub use serve::{Executor, serve};
+pub use simulate::{SimulateError, SimulateOptions, Simulation, SimulationCounts, simulate, simulate_with};
+pub use step_time::{GpuParts, StepTime, StepTimeError, StepTimeModel, dispatch};
+pub use times::{BundleTimes, Coverage, OperatorTimes, ProvenanceTimes, RooflineTimes};
