@@ -5,10 +5,14 @@
 
 pub mod compare;
 pub mod metrics;
+pub mod report;
+pub mod results;
 pub mod suite;
 #[cfg(test)]
 mod testing;
 
 pub use compare::{CompareError, Comparison, MetricRow, compare, compare_requests};
 pub use metrics::{Metric, RunMetrics, Stat, Unavailable};
+pub use report::{ReportError, render_table, write_report};
+pub use results::{CaseResult, CaseStatus, SuiteResult, Summary};
 pub use suite::{Case, Role, Suite};

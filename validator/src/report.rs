@@ -1,0 +1,11 @@
+//! What a validation found, for people: a table, and a folder of files.
+
+mod figures;
+mod folder;
+mod format;
+mod html;
+mod markdown;
+mod table;
+
+pub use folder::{ReportError, write_report};
+pub use table::{TABLE_WIDTH, render_table};

@@ -1,0 +1,118 @@
+//! `summary.md`.
+
+use std::fmt::Write as _;
+
+use super::format;
+use crate::results::{CaseResult, CaseStatus, SuiteResult};
+
+pub(super) fn render(result: &SuiteResult) -> String {
+    let mut text = String::from("# Validation\n\n");
+    let summary = &result.summary;
+    let _ = writeln!(
+        text,
+        "{} of {} cases judged in {:.2} s. Error is `100 (sim - real) / real` against the median of the real \
+         repeats; ✓ means inside their range widened by 5 %.\n",
+        summary.num_ok,
+        summary.num_cases,
+        summary.wall_ms / 1e3
+    );
+    for (role, errors) in &summary.p50_errors {
+        let _ = writeln!(text, "- {}, absolute error at p50:", role.title());
+        for (metric, summary) in errors {
+            let _ = writeln!(text, "  - {}: {}", metric.title(), cell(&format::error_summary(summary)));
+        }
+    }
+    if summary.num_failed > 0 {
+        text.push_str("\n## Failed\n\n");
+        for case in result.failures() {
+            let _ = writeln!(text, "- {}: {}", cell(&case.name), cell(case.error.as_deref().unwrap_or("")));
+        }
+    }
+    text.push_str("\n## Cases\n\n");
+    text.push_str("| case | metric | stat | n | real ms | repeats | simulated ms | error | band |\n");
+    text.push_str("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | :---: |\n");
+    for case in result.cases_by_role().filter(|c| c.status == CaseStatus::Ok) {
+        rows(&mut text, case);
+    }
+    text.push_str("\n## Where the operator times come from\n\n");
+    text.push_str("| case | role | share of operator time | simulated in |\n| --- | --- | --- | ---: |\n");
+    for case in result.cases_by_role().filter(|c| c.status == CaseStatus::Ok) {
+        let wall = case.simulate_ms.map_or_else(|| "n/a".into(), |ms| format!("{ms:.1} ms"));
+        let coverage = format::coverage(case);
+        let _ = writeln!(text, "| {} | {} | {coverage} | {wall} |", cell(&case.name), case.role.title());
+    }
+    text.push_str("\n## Request by request\n\n");
+    text.push_str("Median over requests of the absolute error of each request's own value.\n\n");
+    text.push_str("| case | metric | requests | median absolute error |\n| --- | --- | ---: | ---: |\n");
+    for case in result.cases_by_role() {
+        for row in &case.paired {
+            let error = row.median_abs_error_pct.map_or_else(|| "n/a".into(), |e| format!("{e:.1} %"));
+            let _ = writeln!(text, "| {} | {} | {} | {error} |", cell(&case.name), row.metric.title(), row.n);
+        }
+    }
+    notes(&mut text, result);
+    text
+}
+
+fn rows(text: &mut String, case: &CaseResult) {
+    for row in &case.metrics {
+        let band = match row.inside_band {
+            Some(true) => "✓",
+            Some(false) => "✗",
+            None => "n/a",
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {band} |",
+            cell(&case.name),
+            row.metric.title(),
+            row.stat,
+            row.n,
+            format::ms_or_na(row.real_ms),
+            format::range(row, case.num_repeats()),
+            format::ms_or_na(row.sim_ms),
+            row.error_pct.map_or_else(|| "n/a".into(), format::signed_pct),
+        );
+    }
+}
+
+fn notes(text: &mut String, result: &SuiteResult) {
+    let mut lines = String::new();
+    for case in result.cases_by_role() {
+        for note in case.notes.iter().cloned().chain(format::na_reasons(case)) {
+            let _ = writeln!(lines, "- {}: {}", cell(&case.name), cell(&note));
+        }
+    }
+    if !lines.is_empty() {
+        let _ = write!(text, "\n## Notes\n\n{lines}");
+    }
+}
+
+/// Text that stays inside its table cell and its line.
+fn cell(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::suite_result;
+
+    #[test]
+    fn held_out_cases_stand_before_fitted_ones_and_every_row_has_nine_cells() {
+        let text = render(&suite_result());
+        let held_out = text.find("| llama3-8b-graph/static-b128-p256 | TTFT").unwrap();
+        assert!(held_out < text.find("| seed &lt;fit>").unwrap());
+        let table = text.split("## Cases\n\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        assert_eq!(table.lines().count(), 2 + 3 * 16);
+        assert!(table.lines().all(|line| line.matches('|').count() == 10), "{table}");
+        assert!(text.contains("| llama3-8b-graph/static-b128-p256 | TTFT | p50 | 101 | 20.50 | 20.00..21.00 | 18.00 | -12.2 % | ✗ |"));
+        assert!(text.contains("| interpolated 97 %, extrapolated 3 % | 18.0 ms |"), "{text}");
+        assert!(text.contains("- broken: runs/none: no such file"));
+    }
+
+    #[test]
+    fn a_cell_cannot_break_its_table() {
+        assert_eq!(cell("a|b\nc<d"), "a\\|b c&lt;d");
+    }
+}
