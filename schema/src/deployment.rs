@@ -1,6 +1,15 @@
 //! How a model is deployed in an engine: budgets, KV blocks, parallelism, graph sizes.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{InputError, Location},
+    files::read_json,
+    gpu::GpuSpec,
+    model::ModelSpec,
+};
 
 /// How the engine launches a step's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,7 +66,54 @@ fn fcfs() -> String {
     "fcfs".into()
 }
 
+/// Share of the GPU's memory that vLLM takes by default (`gpu_memory_utilization`).
+const MEMORY_SHARE: f64 = 0.9;
+
 impl Deployment {
+    /// Reads and checks an `engine.json`.
+    ///
+    /// # Errors
+    /// Names the file, the line or key, what was expected and what was found.
+    pub fn read(path: &Path) -> Result<Self, InputError> {
+        let deployment: Self = read_json(path, "an engine.json")?;
+        deployment.check().map_err(|(key, expected, found)| {
+            InputError::invalid(path, Location::Key(key.into()), expected, found)
+        })?;
+        Ok(deployment)
+    }
+
+    /// What vLLM 0.24 would use for a model on a GPU when told nothing.
+    ///
+    /// KV blocks fill 90 % of the memory less the weights, at least one; a real engine also keeps some for
+    /// activations and graphs, so it has a few per cent less.
+    #[must_use]
+    pub fn defaults(model: &ModelSpec, gpu: &GpuSpec, mode: EngineMode) -> Self {
+        const BLOCK_SIZE: u32 = 16;
+        let memory = (gpu.hbm_bytes.0 as f64 * MEMORY_SHARE) as u64;
+        let for_kv = memory.saturating_sub(model.weight_bytes().0);
+        let block_bytes = model.kv_bytes_per_token().0 * u64::from(BLOCK_SIZE);
+        Self {
+            mode,
+            model: model.name.clone(),
+            max_num_batched_tokens: 2048,
+            max_num_seqs: 256,
+            max_model_len: model.max_positions,
+            num_gpu_blocks: u32::try_from(for_kv / block_bytes.max(1)).unwrap_or(u32::MAX).max(1),
+            block_size: BLOCK_SIZE,
+            tensor_parallel_size: 1,
+            enable_prefix_caching: false,
+            scheduling_policy: fcfs(),
+            long_prefill_token_threshold: 0,
+            async_scheduling: false,
+            cudagraph_sizes: match mode {
+                EngineMode::Eager => Vec::new(),
+                EngineMode::Graph => {
+                    [1, 2, 4].into_iter().chain((8..256).step_by(8)).chain((256..=512).step_by(16)).collect()
+                }
+            },
+        }
+    }
+
     /// Checks what a simulation relies on; says which key is wrong, what was expected and found.
     ///
     /// # Errors
@@ -84,5 +140,24 @@ impl Deployment {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_match_a_real_engine() {
+        let gpu = GpuSpec::by_name("h100-sxm5-80gb").unwrap();
+        let model = ModelSpec::load("qwen3-0.6b").unwrap();
+        let deployment = Deployment::defaults(&model, &gpu, EngineMode::Graph);
+        assert_eq!(deployment.check(), Ok(()));
+        // As vLLM 0.24.0 reports them for this model and GPU: 51 sizes, and 38,419 blocks.
+        assert_eq!(deployment.cudagraph_sizes.len(), 51);
+        assert_eq!(deployment.cudagraph_sizes[34..38], [256, 272, 288, 304]);
+        let ratio = f64::from(deployment.num_gpu_blocks) / 38_419.0;
+        assert!((1.0..1.1).contains(&ratio), "{ratio}");
+        assert!(Deployment::defaults(&model, &gpu, EngineMode::Eager).cudagraph_sizes.is_empty());
     }
 }

@@ -79,6 +79,19 @@ impl Workload {
         write_csv(path, &self.requests)
     }
 
+    /// The workload's text in its one canonical form, for digests: the CSV that [`Self::write`] writes.
+    #[must_use]
+    pub fn canonical_text(&self) -> String {
+        use std::fmt::Write;
+        let mut text = String::from("request_id,arrival_time_ns,num_prefill_tokens,num_decode_tokens\n");
+        for r in &self.requests {
+            let (id, arrival) = (r.request_id, r.arrival_time_ns.0);
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{id},{arrival},{},{}", r.num_prefill_tokens, r.num_decode_tokens);
+        }
+        text
+    }
+
     /// What the workload asks for, in sums.
     #[must_use]
     pub fn summary(&self) -> WorkloadSummary {
@@ -160,5 +173,17 @@ mod tests {
         assert_eq!(summary.mean_rate_per_s, Some(1.0));
         assert_eq!(summary.num_prefill_tokens, LengthSummary { min: 10, mean: 30.0, max: 60, total: 90 });
         assert_eq!(Workload::default().summary().mean_rate_per_s, None);
+    }
+
+    #[test]
+    fn the_canonical_text_is_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.csv");
+        let text = "request_id,arrival_time_ns,num_prefill_tokens,num_decode_tokens\n3,0,7,1\n4,9,8,2\n";
+        std::fs::write(&path, text).unwrap();
+        let workload = Workload::read(&path).unwrap();
+        assert_eq!(workload.canonical_text(), text);
+        workload.write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 }

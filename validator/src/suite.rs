@@ -226,7 +226,7 @@ fn is_path(text: &str) -> bool {
 }
 
 /// `(key, expected, found)`.
-type KeyError = (String, String, String);
+pub type KeyError = (String, String, String);
 
 impl Overrides {
     fn new(table: toml::Table) -> Result<Self, KeyError> {
@@ -240,6 +240,24 @@ impl Overrides {
         // Laid over a valid deployment, whatever is wrong now is the overrides' own doing.
         overrides.apply(&any_deployment())?;
         Ok(overrides)
+    }
+
+    /// Reads `KEY=VALUE` assignments, each as a line of TOML; a bare word is taken as text.
+    ///
+    /// # Errors
+    /// `(key, expected, found)` of an assignment that is none, or that no deployment can take.
+    pub fn from_assignments<S: AsRef<str>>(assignments: &[S]) -> Result<Self, KeyError> {
+        let mut table = toml::Table::new();
+        for assignment in assignments.iter().map(AsRef::as_ref) {
+            let Some((key, value)) = assignment.split_once('=') else {
+                return Err((assignment.to_owned(), "KEY=VALUE".into(), "no `=`".into()));
+            };
+            let (key, value) = (key.trim(), value.trim());
+            let parsed = format!("value = {value}").parse::<toml::Table>();
+            let value = parsed.ok().and_then(|mut one| one.remove("value")).unwrap_or_else(|| value.into());
+            table.insert(key.to_owned(), value);
+        }
+        Self::new(table)
     }
 
     /// Whether nothing is overridden.
@@ -409,6 +427,21 @@ engine = "vllm-0.24-graph"
             let text = result.unwrap_err();
             assert!(text.starts_with(start), "{text}\n{start}");
         }
+    }
+
+    #[test]
+    fn assignments_are_overrides() {
+        let overrides =
+            Overrides::from_assignments(&["max_num_seqs=7", "mode = eager", "cudagraph_sizes=[]"]);
+        let deployment = overrides.unwrap().apply(&any_deployment()).unwrap();
+        assert_eq!((deployment.max_num_seqs, deployment.mode), (7, EngineMode::Eager));
+        assert!(deployment.cudagraph_sizes.is_empty());
+        let error = |text: &str| Overrides::from_assignments(&[text]).unwrap_err();
+        assert_eq!(error("max_num_seqs").1, "KEY=VALUE");
+        assert_eq!(error("max_num_seqs=many").0, "max_num_seqs");
+        assert_eq!(error("max_num_seqs=0").2, "0");
+        assert_eq!(error("seqs=1").0, "seqs");
+        assert!(Overrides::from_assignments::<&str>(&[]).unwrap().is_empty());
     }
 
     #[test]
