@@ -30,6 +30,20 @@ pub struct StoppingRule {
     pub time_limit_ns: u64,
 }
 
+impl StoppingRule {
+    /// Standard error of the mean as a share of the mean; infinite for fewer than two samples.
+    #[must_use]
+    pub fn relative_error(stats: &TimeStats) -> f64 {
+        if stats.n < 2 { f64::INFINITY } else { stats.std_ns / f64::from(stats.n).sqrt() / stats.mean_ns }
+    }
+
+    /// Whether these samples are enough.
+    #[must_use]
+    pub fn is_met_by(&self, stats: &TimeStats) -> bool {
+        stats.n >= self.min_samples && Self::relative_error(stats) <= self.max_relative_error
+    }
+}
+
 /// A measured time and what ran.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurement {

@@ -6,6 +6,8 @@
 pub mod device;
 pub mod error;
 pub mod evidence;
+pub mod fake;
+pub mod plan;
 
 pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
 pub use error::ProfileError;
