@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, io};
 
+use plumbline_bundles::BundleError;
 use plumbline_schema::InputError;
+use plumbline_simulator::SimulateError;
 
 use crate::exit::Exit;
 
@@ -94,6 +96,25 @@ impl From<InputError> for Failure {
     fn from(error: InputError) -> Self {
         let exit = match &error {
             InputError::Io { source, .. } if !is_users(source.kind()) => Exit::Unexpected,
+            _ => Exit::BadInput,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<BundleError> for Failure {
+    fn from(error: BundleError) -> Self {
+        match error {
+            BundleError::Input(error) => error.into(),
+            error => Self::new(Exit::BadInput, error),
+        }
+    }
+}
+
+impl From<SimulateError> for Failure {
+    fn from(error: SimulateError) -> Self {
+        let exit = match error {
+            SimulateError::Stalled(_) => Exit::Unexpected,
             _ => Exit::BadInput,
         };
         Self::new(exit, error)

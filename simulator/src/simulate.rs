@@ -5,6 +5,7 @@ use plumbline_schema::{
     Deployment, ModelSpec, Nanos, RequestMetrics, RequestStatus, Run, RunInfo, RunKind, TokenMetrics,
     Workload, WorkloadRequest,
 };
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
@@ -32,7 +33,7 @@ pub struct SimulateOptions {
 }
 
 /// What a simulation counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SimulationCounts {
     /// Requests of the workload.
     pub requests: usize,
@@ -211,7 +212,7 @@ impl<T: OperatorTimes> Executor for SimulatedExecutor<'_, T> {
 
     fn wait_until(&mut self, time: Nanos) {
         self.clock = self.clock.max(time);
-        self.is_after_idle |= self.clock.saturating_since(self.last_end) >= self.idle_threshold;
+        self.is_after_idle = self.clock.saturating_since(self.last_end) >= self.idle_threshold;
     }
 
     fn admit(&mut self, _id: SequenceId, request: &WorkloadRequest) -> Result<(), StepTimeError> {

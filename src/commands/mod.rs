@@ -1,6 +1,8 @@
 //! The verbs, one file each.
 
+mod bundle;
 mod compare;
+mod simulate;
 mod workload;
 
 use clap::{Parser, Subcommand};
@@ -28,7 +30,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bundle(bundle::Args),
     Compare(compare::Args),
+    Simulate(simulate::Args),
     Workload(workload::Args),
 }
 
@@ -40,7 +44,9 @@ impl Cli {
     pub fn run(&self) -> Result<Exit, Failure> {
         let output = Output { json: self.json, quiet: self.quiet };
         match &self.command {
+            Command::Bundle(args) => bundle::run(args, output),
             Command::Compare(args) => compare::run(args, output),
+            Command::Simulate(args) => simulate::run(args, output),
             Command::Workload(args) => workload::run(args, output),
         }
     }

@@ -12,6 +12,18 @@ pub use table::Table;
 
 use crate::{exit::Exit, failure::Failure};
 
+/// A 0..1 ratio as a percentage with two decimals.
+#[must_use]
+pub fn percent(ratio: f64) -> String {
+    format!("{:.2} %", 100.0 * ratio)
+}
+
+/// Nanoseconds as the milliseconds that people read.
+#[must_use]
+pub fn ns_to_ms(ns: f64) -> f64 {
+    ns / 1e6
+}
+
 /// How this run of the command prints.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {

@@ -19,7 +19,6 @@ impl Table {
         inner.set_header(columns.iter().map(|name| name.trim_start_matches('>')));
         for (index, name) in columns.iter().enumerate() {
             if let Some(column) = inner.column_mut(index) {
-                column.set_padding((0, 2));
                 if name.starts_with('>') {
                     column.set_cell_alignment(CellAlignment::Right);
                 }
@@ -28,9 +27,20 @@ impl Table {
         Self { inner }
     }
 
+    /// A table of two columns without a header: names and values.
+    #[must_use]
+    pub fn plain() -> Self {
+        let mut inner = Inner::new();
+        inner.load_style(presets::NOTHING);
+        Self { inner }
+    }
+
     /// Adds a row.
     pub fn row<I: IntoIterator<Item = String>>(&mut self, cells: I) {
         self.inner.add_row(cells.into_iter().collect::<Vec<_>>());
+        for column in self.inner.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
     }
 }
 

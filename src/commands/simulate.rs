@@ -1,0 +1,272 @@
+//! `plumb simulate`: one simulated run.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use plumbline_bundles::{Bundle, Dispatch, EngineProfile, OutOfDomain, bundle::sha256_hex};
+use plumbline_schema::{Deployment, EngineMode, GpuSpec, ModelSpec, Run, RunKind, Workload};
+use plumbline_simulator::{
+    BundleTimes, Coverage, Residuals, SimulateOptions, Simulation, SimulationCounts, simulate,
+};
+use plumbline_validator::{Metric, RunMetrics, Stat, suite::Overrides};
+use serde::Serialize;
+
+use crate::{
+    data,
+    exit::Exit,
+    failure::Failure,
+    output::{Output, Table, ns_to_ms, percent},
+};
+
+/// Simulate an engine that serves a workload on the machine of a bundle
+///
+/// Writes a run folder with the same files as a real run's. The same inputs and seed give the same bytes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bundle folder, or the name of a shipped bundle
+    #[arg(long)]
+    bundle: String,
+
+    /// Engine profile: its name in the bundle, or a JSON file
+    #[arg(long)]
+    engine: String,
+
+    /// Model: a shipped name (qwen3-0.6b, llama3-8b), or a Hugging Face config.json
+    #[arg(long)]
+    model: String,
+
+    /// Workload: a CSV file (or .csv.zst)
+    #[arg(long)]
+    workload: PathBuf,
+
+    /// Run folder to write
+    #[arg(long)]
+    out: PathBuf,
+
+    /// Deployment: an engine.json. Without it, what vLLM would use for the model and GPU when told nothing
+    #[arg(long, value_name = "FILE")]
+    deployment: Option<PathBuf>,
+
+    /// Replace one key of the deployment, like `max_num_seqs=64` (can be repeated)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// Predict this GPU from the bundle's by their data sheets; every time is then tagged `transferred`
+    #[arg(long, value_name = "GPU")]
+    gpu: Option<String>,
+
+    /// What to do about shapes outside of what was measured
+    #[arg(long, value_enum, default_value_t = OutOfDomainArg::Extrapolate)]
+    out_of_domain: OutOfDomainArg,
+
+    /// Whether step times scatter as measured ones do
+    #[arg(long, value_enum, default_value_t = ResidualsArg::Drawn)]
+    residuals: ResidualsArg,
+
+    /// Seed of everything drawn
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// How steps scatter.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ResidualsArg {
+    /// Each step's time is multiplied by a draw from its dispatch's residuals
+    Drawn,
+    /// Every step takes its predicted time
+    None,
+}
+
+impl From<ResidualsArg> for Residuals {
+    fn from(arg: ResidualsArg) -> Self {
+        match arg {
+            ResidualsArg::Drawn => Self::Drawn,
+            ResidualsArg::None => Self::None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OutOfDomainArg {
+    /// Predict with the ratio at the edge, tagged `extrapolated`
+    Extrapolate,
+    /// Fail
+    Refuse,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// When an input cannot be used, or an operator has no time.
+pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
+    check_out(&args.out)?;
+    let model = ModelSpec::load(&args.model)?;
+    let workload = Workload::read(&args.workload)?;
+    let bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
+    let profile = engine(&bundle, &args.engine)?;
+    let mut predictors = bundle.predictors()?;
+    if let Some(gpu) = &args.gpu {
+        predictors = predictors.transferred_to(gpu_by_name(gpu)?);
+    }
+    let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
+    let out_of_domain = match args.out_of_domain {
+        OutOfDomainArg::Extrapolate => OutOfDomain::Extrapolate,
+        OutOfDomainArg::Refuse => OutOfDomain::Refuse,
+    };
+    let options = SimulateOptions {
+        seed: args.seed,
+        residuals: args.residuals.into(),
+        gpu: Some(predictors.gpu().name.clone()),
+        workload_digest: Some(sha256_hex(workload.canonical_text().as_bytes())),
+        bundle_digest: Some(bundle.digest().to_owned()),
+    };
+    let times = BundleTimes { predictors: &predictors, out_of_domain };
+    let simulation = simulate(&model, &workload, &deployment, &profile, times, &options)?;
+    simulation.run.write(&args.out)?;
+    let report = Report::of(&args.out, &simulation);
+    output.print(&report, || report.text())?;
+    output.note(format!("wrote {}", args.out.display()));
+    Ok(Exit::Fine)
+}
+
+/// Refuses to write over anything but an earlier simulation.
+fn check_out(out: &Path) -> Result<(), Failure> {
+    let occupied = |what: &str| {
+        let expected = "expected a new folder, or that of an earlier simulation";
+        Err(Failure::message(Exit::BadInput, format!("{}: {expected}, found {what}", out.display())))
+    };
+    if out.is_file() {
+        return occupied("a file");
+    }
+    if !out.is_dir() {
+        return Ok(());
+    }
+    if out.join("run.json").exists() || out.join("request_metrics.csv").exists() {
+        return match Run::read(out) {
+            Ok(run) if run.info.kind == RunKind::Simulated => Ok(()),
+            Ok(_) => occupied("a real run"),
+            Err(_) => occupied("files that are no simulated run"),
+        };
+    }
+    match std::fs::read_dir(out).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        _ => occupied("other files"),
+    }
+}
+
+/// An engine profile by file, or by its name in the bundle.
+pub fn engine(bundle: &Bundle, name_or_path: &str) -> Result<EngineProfile, Failure> {
+    let is_file = name_or_path.contains(['/', '\\']) || name_or_path.ends_with(".json");
+    if is_file { Ok(EngineProfile::read(Path::new(name_or_path))?) } else { Ok(bundle.engine(name_or_path)?) }
+}
+
+fn gpu_by_name(name: &str) -> Result<GpuSpec, Failure> {
+    GpuSpec::by_name(name).ok_or_else(|| {
+        let known = GpuSpec::shipped().into_iter().map(|gpu| gpu.name).collect::<Vec<_>>().join(", ");
+        Failure::message(Exit::BadInput, format!("--gpu: expected one of {known}, found `{name}`"))
+    })
+}
+
+fn deployment(
+    args: &Args,
+    model: &ModelSpec,
+    gpu: &GpuSpec,
+    profile: &EngineProfile,
+) -> Result<Deployment, Failure> {
+    let base = if let Some(path) = &args.deployment {
+        Deployment::read(path)?
+    } else {
+        let has_graphs = profile.dispatch.keys().any(|dispatch| *dispatch != Dispatch::Eager);
+        let mode = if has_graphs { EngineMode::Graph } else { EngineMode::Eager };
+        Deployment::defaults(model, gpu, mode)
+    };
+    Overrides::from_assignments(&args.set).and_then(|overrides| overrides.apply(&base)).map_err(
+        |(key, expected, found)| {
+            Failure::message(Exit::BadInput, format!("--set {key}: expected {expected}, found {found}"))
+        },
+    )
+}
+
+/// What is printed about a simulation.
+#[derive(Serialize)]
+struct Report<'a> {
+    out: &'a Path,
+    counts: SimulationCounts,
+    coverage: Coverage,
+    metrics: Vec<MetricLine>,
+    rejected: Vec<Rejected>,
+}
+
+#[derive(Serialize)]
+struct MetricLine {
+    metric: Metric,
+    stat: Stat,
+    sim_ms: Option<f64>,
+    na_reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Rejected {
+    request_id: u64,
+    reason: String,
+}
+
+impl<'a> Report<'a> {
+    fn of(out: &'a Path, simulation: &Simulation) -> Self {
+        let measured = RunMetrics::of(&simulation.run);
+        let pairs = Metric::ALL.into_iter().flat_map(|metric| Stat::ALL.map(|stat| (metric, stat)));
+        let line = |(metric, stat)| match measured.stat_ns(metric, stat) {
+            Ok(ns) => MetricLine { metric, stat, sim_ms: Some(ns_to_ms(ns)), na_reason: None },
+            Err(reason) => MetricLine { metric, stat, sim_ms: None, na_reason: Some(reason.to_string()) },
+        };
+        let rejected = simulation.rejections.iter();
+        Self {
+            out,
+            counts: simulation.counts,
+            coverage: simulation.coverage,
+            metrics: pairs.map(line).collect(),
+            rejected: rejected
+                .map(|(id, reason)| Rejected { request_id: *id, reason: reason.to_string() })
+                .collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut table = Table::new(&["metric", ">mean ms", ">p50 ms", ">p90 ms", ">p99 ms"]);
+        for rows in self.metrics.chunks(Stat::ALL.len()) {
+            let cell =
+                |row: &MetricLine| row.sim_ms.map_or_else(|| "n/a".to_owned(), |ms| format!("{ms:.3}"));
+            table.row([rows[0].metric.title().to_owned()].into_iter().chain(rows.iter().map(cell)));
+        }
+        let counts = &self.counts;
+        let coverage = [
+            ("measured", self.coverage.measured),
+            ("interpolated", self.coverage.interpolated),
+            ("extrapolated", self.coverage.extrapolated),
+            ("transferred", self.coverage.transferred),
+            ("roofline", self.coverage.roofline),
+        ];
+        let shares: Vec<_> = coverage
+            .iter()
+            .filter(|(_, share)| *share > 0.0)
+            .map(|(name, share)| format!("{} {name}", percent(*share)))
+            .collect();
+        let mut text = format!(
+            "{} requests: {} finished, {} rejected; {} preemptions\n\
+             steps: {} eager, {} piecewise graph, {} full graph\n\
+             GPU time: {}\n\n{table}",
+            counts.requests,
+            counts.finished,
+            counts.rejected,
+            counts.preemptions,
+            counts.eager_steps,
+            counts.piecewise_graph_steps,
+            counts.full_graph_steps,
+            shares.join(", "),
+        );
+        for rejected in &self.rejected {
+            text.push_str(&format!("rejected request {}: {}\n", rejected.request_id, rejected.reason));
+        }
+        text
+    }
+}
