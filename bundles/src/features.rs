@@ -58,7 +58,9 @@ pub const fn part_names(operator: Operator) -> &'static [&'static str] {
         | Operator::OProj
         | Operator::GateUpProj
         | Operator::DownProj
-        | Operator::LmHead => &["roofline", "compute", "memory"],
+        | Operator::LmHead => {
+            &["roofline", "compute", "memory", "waves_64x128", "waves_128x128", "waves_128x256"]
+        }
         Operator::Attention => &[
             "roofline",
             "prefill_compute",
@@ -140,8 +142,21 @@ pub const fn batch_columns(operator: Operator) -> std::ops::Range<usize> {
 pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
     let roofline = roofline_ns(shape, gpu);
     match *shape {
-        OperatorShape::Gemm { .. } => {
-            Row::from_slice(&[roofline, compute_ns(shape.flops().0 as f64, gpu), memory_ns(shape, gpu)])
+        OperatorShape::Gemm { m, n, k } => {
+            let waves = |tile_m: f64, tile_n: f64| {
+                let tiles = (f64::from(m) / tile_m).ceil() * (f64::from(n) / tile_n).ceil();
+                let num_sms = f64::from(gpu.num_sms);
+                let tile_flops = 2.0 * tile_m * tile_n * f64::from(k);
+                compute_ns(tile_flops, gpu) * num_sms * (tiles / num_sms).ceil()
+            };
+            Row::from_slice(&[
+                roofline,
+                compute_ns(shape.flops().0 as f64, gpu),
+                memory_ns(shape, gpu),
+                waves(64.0, 128.0),
+                waves(128.0, 128.0),
+                waves(128.0, 256.0),
+            ])
         }
         OperatorShape::Attention { heads, load } => {
             let AttentionParts {

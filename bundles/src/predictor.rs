@@ -175,6 +175,8 @@ pub struct Domain {
     pub low_ns: Vec<f64>,
     /// 95th percentile of the measured times of each shape, ns.
     pub high_ns: Vec<f64>,
+    /// What the forest leaves of each shape: `ln(time / baseline)` less its answer; empty when not used.
+    pub residual: Vec<f32>,
 }
 
 /// How a forest was grown.
@@ -191,6 +193,8 @@ pub struct HyperParameters {
     pub max_features: u32,
     /// Whether samples of all matrix products were used.
     pub pooled: bool,
+    /// Whether what the forest leaves is interpolated between measured neighbours of a layout.
+    pub interpolates_residuals: bool,
 }
 
 /// What was learned about one operator: a file `predictors/<operator>.json`.
@@ -238,6 +242,7 @@ impl Domain {
             time_ns: rows.iter().map(|row| row.1).collect(),
             low_ns: rows.iter().map(|row| row.2).collect(),
             high_ns: rows.iter().map(|row| row.3).collect(),
+            residual: Vec::new(),
             columns,
         }
     }
@@ -273,6 +278,20 @@ impl Domain {
         None
     }
 
+    /// Index of the first measured shape that does not lie before `values`.
+    fn lower_bound(&self, operator: Operator, values: &[u64]) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            if compare(operator, self.shape(middle), values).is_lt() {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
     /// Whether the model's numbers of a shape were measured together.
     fn has_layout(&self, operator: Operator, values: &[u64]) -> bool {
         // Sorted by layout first: the lowest shape not below this layout's first one has it, or none has.
@@ -280,16 +299,30 @@ impl Domain {
         let first = &mut first[..values.len()];
         first.copy_from_slice(values);
         first[batch_columns(operator)].fill(0);
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            if compare(operator, self.shape(middle), first).is_lt() {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
+        let low = self.lower_bound(operator, first);
         low < self.len() && layout(operator, self.shape(low)).eq(layout(operator, values))
+    }
+
+    /// What the forest leaves near a shape: between the measured neighbours of its layout, by the logarithm.
+    ///
+    /// 0 for a layout that was not measured and for operators whose batch is more than one number.
+    fn residual_near(&self, operator: Operator, values: &[u64]) -> f64 {
+        let batch = batch_columns(operator);
+        if batch.len() != 1 || self.residual.is_empty() {
+            return 0.0;
+        }
+        let above = self.lower_bound(operator, values);
+        let of_layout =
+            |i: usize| i < self.len() && layout(operator, self.shape(i)).eq(layout(operator, values));
+        let at = |i: usize| ((self.shape(i)[batch.start] as f64).ln(), f64::from(self.residual[i]));
+        match (above.checked_sub(1).filter(|&i| of_layout(i)), Some(above).filter(|&i| of_layout(i))) {
+            (Some(below), Some(above)) => {
+                let ((x0, y0), (x1, y1)) = (at(below), at(above));
+                y0 + (y1 - y0) * ((values[batch.start] as f64).ln() - x0) / (x1 - x0)
+            }
+            (Some(edge), None) | (None, Some(edge)) => at(edge).1,
+            (None, None) => 0.0,
+        }
     }
 
     /// Says in words which layouts were measured.
@@ -313,6 +346,12 @@ impl Domain {
                 self.high_ns.len(),
                 self.shapes.len()
             ));
+        }
+        if !(self.residual.is_empty() || self.residual.len() == n) {
+            return Err(format!("domain with {} residuals for {n} shapes", self.residual.len()));
+        }
+        if self.residual.iter().any(|residual| !residual.is_finite()) {
+            return Err("domain with a residual that is not finite".into());
         }
         if self.min.len() != width || self.max.len() != width {
             return Err(format!("domain with {} minima and {} maxima", self.min.len(), self.max.len()));
@@ -410,7 +449,11 @@ impl OperatorPredictor {
     /// The ratio comes from the GPU that was measured, the baseline from the one that is asked about.
     fn predict_on(&self, shape: &OperatorShape, source: &GpuSpec, target: &GpuSpec) -> f64 {
         let row = features(shape, source, self.overhead_ns);
-        let ratio = self.forest.predict(row.as_slice()).exp();
+        let mut ln_ratio = self.forest.predict(row.as_slice());
+        if let Some(values) = shape_values(self.operator, shape) {
+            ln_ratio += self.domain.residual_near(self.operator, values.as_slice());
+        }
+        let ratio = ln_ratio.exp();
         (self.baseline_ns(shape, target) * ratio).max(floor_ns(shape, target))
     }
 }
@@ -515,7 +558,7 @@ impl Predictors {
         if let (Some(i), false) = (found, self.is_transferred) {
             let domain = &predictor.domain;
             return Ok(Prediction {
-                time_ns: domain.time_ns[i],
+                time_ns: domain.time_ns[i].max(floor_ns(shape, &self.target)),
                 low_ns: domain.low_ns[i],
                 high_ns: domain.high_ns[i],
                 provenance: Provenance::Measured,

@@ -1,3 +1,15 @@
 //! Samples to predictors: the data set, the regression forest and the honest error of what it learned.
+//!
+//! Start with [`train()`], which takes samples to predictors and a report; [`dataset`] says which samples are
+//! refused, [`evaluate`] how errors are measured, [`forest`] how the forest is grown.
 
+mod baseline;
+pub mod dataset;
+mod error;
+pub mod evaluate;
+mod fit;
 pub mod forest;
+pub mod train;
+
+pub use error::TrainError;
+pub use train::{OperatorReport, Progress, TrainOptions, TrainOutcome, TrainReport, train};

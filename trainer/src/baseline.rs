@@ -1,0 +1,53 @@
+//! Fitting the baseline: the fixed overhead of a launch and a coefficient for each of its roofline parts.
+//!
+//! Minimises the sum of `(baseline / time - 1)^2` over the rows with all coefficients at least 0, by
+//! coordinate descent on the normal equations; with under ten unknowns that takes microseconds.
+
+use plumbline_bundles::features::parts_ns;
+use plumbline_schema::GpuSpec;
+
+use crate::dataset::Row;
+
+/// The overhead is at least this share of the shortest time: a launch is never free.
+const MIN_OVERHEAD_SHARE: f64 = 0.05;
+/// Sweeps over all unknowns; the small quadratic has settled long before.
+const SWEEPS: usize = 2000;
+
+/// A fitted baseline.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Baseline {
+    /// Fixed cost of a launch, ns.
+    pub(crate) overhead_ns: f64,
+    /// Factors on the roofline parts, in their order.
+    pub(crate) coefficients: Vec<f64>,
+}
+
+/// Fits the baseline to rows of one operator (or of several that share their parts), at least one.
+pub(crate) fn fit(rows: &[&Row], gpu: &GpuSpec) -> Baseline {
+    let shortest = rows.iter().map(|row| row.time_ns).fold(f64::INFINITY, f64::min);
+    // Unknown 0 is the overhead, in units of the shortest time so that all columns are of similar size.
+    let columns: Vec<Vec<f64>> = rows
+        .iter()
+        .map(|row| {
+            let parts = parts_ns(&row.shape, gpu);
+            let relative = parts.as_slice().iter().map(|part| part / row.time_ns);
+            std::iter::once(shortest / row.time_ns).chain(relative).collect()
+        })
+        .collect();
+    let unknowns = columns[0].len();
+    let product = |i: usize, j: usize| columns.iter().map(|row| row[i] * row[j]).sum::<f64>();
+    let gram: Vec<Vec<f64>> = (0..unknowns).map(|i| (0..unknowns).map(|j| product(i, j)).collect()).collect();
+    let target: Vec<f64> = (0..unknowns).map(|i| columns.iter().map(|row| row[i]).sum()).collect();
+    let mut x = vec![0.0; unknowns];
+    for _ in 0..SWEEPS {
+        for i in 0..unknowns {
+            if gram[i][i] <= 0.0 {
+                continue;
+            }
+            let others: f64 = (0..unknowns).filter(|&j| j != i).map(|j| gram[i][j] * x[j]).sum();
+            let (low, high) = if i == 0 { (MIN_OVERHEAD_SHARE, 1.0) } else { (0.0, f64::INFINITY) };
+            x[i] = ((target[i] - others) / gram[i][i]).clamp(low, high);
+        }
+    }
+    Baseline { overhead_ns: x[0] * shortest, coefficients: x[1..].to_vec() }
+}

@@ -1,0 +1,126 @@
+//! Fitting one operator's predictor to rows, without judging it.
+
+use std::collections::BTreeMap;
+
+use linfa::{Dataset, traits::Fit};
+use ndarray::{Array1, Array2};
+use plumbline_bundles::{
+    Forest, OperatorPredictor,
+    features::{feature_names, features, part_names},
+    predictor::{BaselinePart, Domain, HeldOutError, HyperParameters, Interval, RatioRange},
+};
+use plumbline_schema::{GpuSpec, Operator};
+
+use crate::{
+    baseline,
+    dataset::Row,
+    error::TrainError,
+    forest::{RandomForestRegressor, RandomForestRegressorParams},
+    train::TrainOptions,
+};
+
+/// One way of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recipe {
+    /// Whether the forest sees the rows of all matrix products.
+    pub(crate) pooled: bool,
+    /// Whether what the forest leaves is interpolated between neighbours.
+    pub(crate) interpolates_residuals: bool,
+}
+
+/// Fits baseline, forest and residuals to `own` rows; `others` are rows that the forest may see besides.
+///
+/// The error, interval and digest are the caller's to fill in.
+pub(crate) fn fit(
+    operator: Operator,
+    own: &[&Row],
+    others: &[&Row],
+    recipe: Recipe,
+    gpu: &GpuSpec,
+    options: &TrainOptions,
+) -> Result<OperatorPredictor, TrainError> {
+    let mut predictor = unfitted(operator, own, gpu, recipe, options);
+    let rows: Vec<&Row> = own.iter().chain(others).copied().collect();
+    let data = to_dataset(&predictor, &rows, gpu);
+    let hyper = predictor.hyper_parameters;
+    let params = RandomForestRegressorParams::new()
+        .num_trees(options.num_trees)
+        .max_depth(options.max_depth)
+        .min_samples_leaf(options.min_samples_leaf)
+        .max_features(hyper.max_features as usize)
+        .seed(options.seed);
+    let model: RandomForestRegressor =
+        params.fit(&data).map_err(|source| TrainError::Forest { operator, source })?;
+    predictor.forest = model.into();
+    if recipe.interpolates_residuals {
+        set_residuals(&mut predictor, own, &data);
+    }
+    Ok(predictor)
+}
+
+/// The predictor with its baseline and domain, but no forest.
+fn unfitted(
+    operator: Operator,
+    own: &[&Row],
+    gpu: &GpuSpec,
+    recipe: Recipe,
+    options: &TrainOptions,
+) -> OperatorPredictor {
+    let baseline = baseline::fit(own, gpu);
+    let parts = part_names(operator).iter().zip(&baseline.coefficients);
+    let names = feature_names(operator);
+    let unknown = RatioRange { low: 1.0, high: 1.0 };
+    let measured = own.iter().map(|row| (row.values.clone(), row.time_ns, row.low_ns, row.high_ns));
+    OperatorPredictor {
+        operator,
+        features: names.iter().map(|&name| name.to_owned()).collect(),
+        overhead_ns: baseline.overhead_ns,
+        parts: parts
+            .map(|(&name, &coefficient)| BaselinePart { name: name.to_owned(), coefficient })
+            .collect(),
+        forest: Forest::default(),
+        domain: Domain::from_rows(operator, measured.collect()),
+        error: HeldOutError::default(),
+        interval: Interval { coverage: options.coverage, interpolated: unknown, extrapolated: unknown },
+        samples_digest: String::new(),
+        seed: options.seed,
+        hyper_parameters: HyperParameters {
+            num_trees: options.num_trees as u32,
+            max_depth: options.max_depth as u32,
+            min_samples_leaf: options.min_samples_leaf as u32,
+            // Rows are few: half of the features keep trees different without starving them.
+            max_features: names.len().div_ceil(2) as u32,
+            pooled: recipe.pooled,
+            interpolates_residuals: recipe.interpolates_residuals,
+        },
+    }
+}
+
+/// Features and `ln(time / baseline)` of rows.
+fn to_dataset(
+    predictor: &OperatorPredictor,
+    rows: &[&Row],
+    gpu: &GpuSpec,
+) -> Dataset<f64, f64, ndarray::Ix1> {
+    let width = predictor.features.len();
+    let mut records = Array2::zeros((rows.len(), width));
+    for (row, mut record) in rows.iter().zip(records.rows_mut()) {
+        let values = features(&row.shape, gpu, predictor.overhead_ns);
+        record.iter_mut().zip(values.as_slice()).for_each(|(cell, &value)| *cell = f64::from(value));
+    }
+    let target = |row: &&Row| (row.time_ns / predictor.baseline_ns(&row.shape, gpu)).ln();
+    Dataset::new(records, rows.iter().map(target).collect::<Array1<f64>>())
+}
+
+/// Writes what the forest leaves of each own row into the domain, whose shapes are those rows, sorted.
+fn set_residuals(predictor: &mut OperatorPredictor, own: &[&Row], data: &Dataset<f64, f64, ndarray::Ix1>) {
+    let mut by_shape = BTreeMap::new();
+    // Own rows come first in the data set.
+    for ((row, record), target) in own.iter().zip(data.records().rows()).zip(data.targets()) {
+        let record: Vec<f32> = record.iter().map(|&value| value as f32).collect();
+        by_shape.insert(row.values.as_slice(), (target - predictor.forest.predict(&record)) as f32);
+    }
+    let width = predictor.domain.columns.len();
+    let shapes = predictor.domain.shapes.chunks_exact(width);
+    predictor.domain.residual = shapes.map(|shape| by_shape[shape]).collect();
+}
