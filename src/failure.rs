@@ -5,6 +5,8 @@ use std::{fmt::Write as _, io};
 use plumbline_bundles::BundleError;
 use plumbline_schema::InputError;
 use plumbline_simulator::SimulateError;
+use plumbline_trainer::TrainError;
+use plumbline_validator::ReportError;
 
 use crate::exit::Exit;
 
@@ -118,6 +120,22 @@ impl From<SimulateError> for Failure {
             _ => Exit::BadInput,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        Self::new(Exit::BadInput, error)
+    }
+}
+
+impl From<ReportError> for Failure {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::Io(error) => error.into(),
+            error @ ReportError::NotAReport { .. } => Self::new(Exit::BadInput, error),
+            error @ ReportError::Figure { .. } => Self::new(Exit::Unexpected, error),
+        }
     }
 }
 

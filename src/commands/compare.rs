@@ -1,15 +1,19 @@
 //! `plumb compare`: real repeats against one simulated run, or against the scheduler alone.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use plumbline_schema::{Run, StepBatch};
 use plumbline_simulator::replay::{ReplayReport, StepDifference, replay};
+use plumbline_validator::{CaseResult, Role, SuiteResult, compare, render_table, write_report};
 use serde::Serialize;
 
 use crate::{
     exit::Exit,
     failure::Failure,
-    output::{Output, Table},
+    output::{Output, Table, ns_to_ms},
 };
 
 /// Compare real runs with one simulated run, or replay their steps through the scheduler
@@ -22,17 +26,42 @@ pub struct Args {
     #[arg(required = true)]
     real: Vec<PathBuf>,
 
+    /// Simulated run folder of the same workload
+    #[arg(long, value_name = "RUN", required_unless_present = "replay_steps", requires = "out")]
+    sim: Option<PathBuf>,
+
+    /// Report folder to write
+    #[arg(long, value_name = "DIR", required_unless_present = "replay_steps")]
+    out: Option<PathBuf>,
+
     /// Does the scheduler, fed the real step starts, form the batches that the real engine formed?
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["sim", "out"])]
     replay_steps: bool,
 }
 
 /// Runs the verb.
 ///
 /// # Errors
-/// When a run cannot be read or replayed.
+/// When a run cannot be read, compared or replayed.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
-    replay_steps(&args.real, output)
+    match (&args.sim, &args.out) {
+        (Some(sim), Some(out)) => compare_runs(&args.real, sim, out, output),
+        _ => replay_steps(&args.real, output),
+    }
+}
+
+fn compare_runs(real: &[PathBuf], sim: &Path, out: &Path, output: Output) -> Result<Exit, Failure> {
+    let real = real.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
+    let simulated = Run::read(sim)?;
+    let started = Instant::now();
+    let comparison = compare(&real, &simulated).map_err(|error| Failure::new(Exit::BadInput, error))?;
+    let name = sim.display().to_string();
+    let case = CaseResult::compared(name, Role::HeldOut, comparison);
+    let result = SuiteResult::new(vec![case], ns_to_ms(started.elapsed().as_nanos() as f64));
+    write_report(&result, out)?;
+    output.print(&result, || render_table(&result))?;
+    output.note(format!("report in {}", out.display()));
+    Ok(Exit::Fine)
 }
 
 #[derive(Serialize)]

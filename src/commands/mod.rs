@@ -3,6 +3,7 @@
 mod bundle;
 mod compare;
 mod simulate;
+mod train;
 mod workload;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,7 @@ enum Command {
     Bundle(bundle::Args),
     Compare(compare::Args),
     Simulate(simulate::Args),
+    Train(train::Args),
     Workload(workload::Args),
 }
 
@@ -47,6 +49,7 @@ impl Cli {
             Command::Bundle(args) => bundle::run(args, output),
             Command::Compare(args) => compare::run(args, output),
             Command::Simulate(args) => simulate::run(args, output),
+            Command::Train(args) => train::run(args, output),
             Command::Workload(args) => workload::run(args, output),
         }
     }
