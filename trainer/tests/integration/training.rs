@@ -1,0 +1,159 @@
+//! What training finds, and what it refuses.
+
+use plumbline_bundles::{CacheState, OutOfDomain, Predictors, Provenance, Sample};
+use plumbline_schema::{Operator, OperatorShape};
+use plumbline_trainer::{TrainError, TrainOptions, TrainOutcome, train};
+
+use crate::law;
+
+pub fn trained(samples: &[Sample]) -> TrainOutcome {
+    train(samples, &law::gpu(), &TrainOptions::default(), |_| ()).unwrap()
+}
+
+#[test]
+fn the_law_is_recovered_on_shapes_never_sampled() {
+    let outcome = trained(&law::samples(1));
+    for report in &outcome.report.operators {
+        // The noise alone gives a median error of 0.7 %.
+        let error = report.error.shuffled;
+        assert!(error.p50 < 0.03, "{}: {error:?}", report.operator);
+        assert!(error.mean < report.roofline_error.mean / 3.0, "{}: {error:?}", report.operator);
+        assert!(error.bias.abs() < 0.03, "{}: {error:?}", report.operator);
+        assert_eq!(error.n as usize, report.num_shapes);
+    }
+    let predictors = Predictors::new(law::gpu(), outcome.predictors).unwrap();
+    let mut errors = Vec::new();
+    for m in [3, 11, 40, 100, 200, 300, 700, 1400, 2500, 5000] {
+        for (operator, shape) in [
+            (Operator::QkvProj, OperatorShape::Gemm { m, n: 4096, k: 1024 }),
+            (Operator::OProj, OperatorShape::Gemm { m, n: 4096, k: 4096 }),
+            (Operator::RmsNorm, OperatorShape::RmsNorm { num_tokens: m, hidden_size: 4096 }),
+            (Operator::SiluMul, OperatorShape::SiluMul { num_tokens: m, intermediate_size: 3072 }),
+        ] {
+            let prediction = predictors.predict(operator, &shape, OutOfDomain::Refuse).unwrap();
+            assert_eq!(prediction.provenance, Provenance::Interpolated);
+            let error = (prediction.time_ns / law::time_ns(&shape) - 1.0).abs();
+            assert!(error < 0.15, "{operator} {shape:?}: {error}");
+            errors.push(error);
+        }
+    }
+    errors.sort_by(f64::total_cmp);
+    assert!(errors[errors.len() / 2] < 0.02, "{errors:?}");
+}
+
+#[test]
+fn intervals_hold_about_the_share_they_state() {
+    let outcome = trained(&law::samples(2));
+    let predictors = Predictors::new(law::gpu(), outcome.predictors).unwrap();
+    let (mut inside, mut all) = (0, 0);
+    let mut noise = law::normal(99);
+    // Evenly spread over the logarithm, as the plan is: errors of neighbours go together.
+    let sizes = (0..200).map(|i| (8000.0f64.powf(f64::from(i) / 200.0)) as u32);
+    for (num_tokens, hidden_size) in sizes.flat_map(|m| [(m, 1024), (m, 4096)]) {
+        let shape = OperatorShape::RmsNorm { num_tokens, hidden_size };
+        let prediction = predictors.predict(Operator::RmsNorm, &shape, OutOfDomain::Refuse).unwrap();
+        let measured = law::time_ns(&shape) * (1.0 + law::NOISE * noise());
+        inside += u32::from((prediction.low_ns..=prediction.high_ns).contains(&measured));
+        all += 1;
+    }
+    let share = f64::from(inside) / f64::from(all);
+    assert!((0.75..=1.0).contains(&share), "{share} for a stated 0.9");
+}
+
+#[test]
+fn the_same_samples_give_the_same_bytes_on_any_number_of_threads() {
+    let samples: Vec<_> =
+        law::samples(3).into_iter().filter(|sample| sample.operator != Operator::Attention).collect();
+    let on_threads = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let outcome = pool.install(|| trained(&samples));
+        serde_json::to_vec(&(outcome.predictors, outcome.report)).unwrap()
+    };
+    assert_eq!(on_threads(1), on_threads(2));
+}
+
+#[test]
+fn a_changed_cell_changes_the_digest_and_the_model() {
+    let mut samples = law::samples(4);
+    samples.retain(|sample| sample.operator == Operator::SiluMul);
+    let before = trained(&samples).predictors.remove(0);
+    samples[20].stats.p50_ns *= 1.3;
+    let after = trained(&samples).predictors.remove(0);
+    assert_ne!(before.samples_digest, after.samples_digest);
+    assert_ne!(before.forest, after.forest);
+    assert!(before.samples_digest.starts_with("sha256:") && before.samples_digest.len() == 71);
+}
+
+#[test]
+fn progress_names_each_operator_once() {
+    let mut seen = Vec::new();
+    let samples = law::samples(5);
+    let options = TrainOptions { num_trees: 2, ..TrainOptions::default() };
+    train(&samples, &law::gpu(), &options, |progress| seen.push((progress.operator, progress.done))).unwrap();
+    let expected =
+        [Operator::RmsNorm, Operator::QkvProj, Operator::Attention, Operator::OProj, Operator::SiluMul];
+    assert_eq!(seen, expected.into_iter().zip(0..).collect::<Vec<_>>());
+}
+
+fn norms() -> Vec<Sample> {
+    law::samples(6).into_iter().filter(|sample| sample.operator == Operator::RmsNorm).collect()
+}
+
+fn refused(samples: &[Sample]) -> String {
+    train(samples, &law::gpu(), &TrainOptions::default(), |_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn samples_that_cannot_be_true_are_refused_with_their_row() {
+    for bad in [0.0, -4.0, f64::NAN, f64::INFINITY] {
+        let mut samples = norms();
+        samples[7].stats.p50_ns = bad;
+        let message = refused(&samples);
+        assert_eq!(
+            message,
+            format!("operator `rms_norm`, row 8: p50_ns = {bad}, expected a finite time above 0")
+        );
+    }
+    let mut samples = norms();
+    samples[3].shape = OperatorShape::Gemm { m: 1, n: 1, k: 1 };
+    assert!(refused(&samples).contains("row 4"), "{}", refused(&samples));
+
+    let mut samples = norms();
+    let huge = OperatorShape::RmsNorm { num_tokens: 1 << 20, hidden_size: 4096 };
+    samples.push(law::sample(Operator::RmsNorm, huge, None, 0.01));
+    let message = refused(&samples);
+    assert!(message.contains("num_tokens = 1048576, hidden_size = 4096"), "{message}");
+    assert!(message.contains("physical floor"), "{message}");
+}
+
+#[test]
+fn a_shape_measured_twice_is_averaged_unless_it_disagrees() {
+    let mut samples = norms();
+    let mut again = samples[5].clone();
+    again.stats.p50_ns *= 1.5;
+    samples.push(again.clone());
+    let outcome = trained(&samples);
+    assert_eq!(outcome.report.operators[0].num_shapes + 1, outcome.report.operators[0].num_samples);
+    let predictors = Predictors::new(law::gpu(), outcome.predictors).unwrap();
+    let twice = predictors.predict(Operator::RmsNorm, &again.shape, OutOfDomain::Refuse).unwrap();
+    assert!((twice.time_ns / samples[5].stats.p50_ns - 1.25).abs() < 1e-9);
+    assert_eq!(twice.provenance, Provenance::Measured);
+
+    samples.last_mut().unwrap().stats.p50_ns *= 1.5;
+    let message = refused(&samples);
+    let row = samples.len();
+    assert!(message.contains(&format!("rows 6 and {row}")), "{message}");
+}
+
+#[test]
+fn too_little_is_refused() {
+    assert!(matches!(train(&[], &law::gpu(), &TrainOptions::default(), |_| ()), Err(TrainError::NoSamples)));
+    let message = refused(&norms()[..3]);
+    assert_eq!(message, "operator `rms_norm`: expected at least 4 measured shapes, found 3");
+    let mut hot = norms();
+    hot.iter_mut().for_each(|sample| sample.cache = CacheState::Hot);
+    assert!(refused(&hot).contains("no cold samples among 68"), "{}", refused(&hot));
+    let options = TrainOptions { num_folds: 1, ..TrainOptions::default() };
+    let error = train(&norms(), &law::gpu(), &options, |_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "num_folds = 1, expected at least 2");
+}
