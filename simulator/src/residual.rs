@@ -6,7 +6,7 @@ use rand_pcg::{Pcg64, rand_core::Rng};
 /// Whether simulated steps scatter as measured ones do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residuals {
-    /// Each step's time is multiplied by a draw from its dispatch's residual distribution.
+    /// Each step's host time is multiplied by a draw from its dispatch's residual distribution.
     #[default]
     Drawn,
     /// Every step takes its predicted time.
@@ -45,7 +45,7 @@ impl ResidualSampler {
         }
     }
 
-    /// Draws a ratio of real to predicted time by inverting the distribution whose quantiles, evenly
+    /// Draws a ratio of real to predicted host time by inverting the distribution whose quantiles, evenly
     /// spaced from 0 to 1 and ascending, are given; linear in between. 1 when there are none.
     pub fn draw(&mut self, dispatch: Dispatch, quantiles: &[f64]) -> f64 {
         if quantiles.is_empty() {

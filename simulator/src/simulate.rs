@@ -212,7 +212,7 @@ impl<T: OperatorTimes> Executor for SimulatedExecutor<'_, T> {
 
     fn wait_until(&mut self, time: Nanos) {
         self.clock = self.clock.max(time);
-        self.is_after_idle = self.clock.saturating_since(self.last_end) >= self.idle_threshold;
+        self.is_after_idle |= self.clock.saturating_since(self.last_end) >= self.idle_threshold;
     }
 
     fn admit(&mut self, _id: SequenceId, request: &WorkloadRequest) -> Result<(), StepTimeError> {
@@ -255,7 +255,9 @@ fn report<T: OperatorTimes>(
     let profile = step_time.profile();
     let steps_of = |dispatch| step_times.iter().filter(|time| time.parts.dispatch == dispatch).count();
     let mut provenance = ProvenanceTimes::default();
-    step_times.iter().for_each(|time| provenance += time.parts.provenance);
+    for time in &step_times {
+        provenance += time.parts.provenance;
+    }
     let rejections: Vec<_> = workload
         .requests
         .iter()

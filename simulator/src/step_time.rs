@@ -103,7 +103,7 @@ pub struct StepTime {
     pub host_post_ns: f64,
     /// What an idle gap before the step adds; 0 without one.
     pub after_idle_ns: f64,
-    /// Drawn ratio of real to predicted time; 1 where none was drawn.
+    /// Drawn ratio of real to predicted host time; 1 where none was drawn.
     pub residual: f64,
 }
 
@@ -114,10 +114,17 @@ impl StepTime {
         self.host_pre_ns + self.gpu_ns.max(self.launch_ns) + self.host_post_ns + self.after_idle_ns
     }
 
-    /// The step's time, ns.
+    /// Host time that the step waits for, ns: launching counts only where it outlasts the GPU.
+    #[must_use]
+    pub fn host_critical_ns(&self) -> f64 {
+        let launching = if self.launch_ns > self.gpu_ns { self.launch_ns } else { 0.0 };
+        self.host_pre_ns + launching + self.host_post_ns + self.after_idle_ns
+    }
+
+    /// The step's time, ns: the residual stretches the host's part, since it is the host that varies.
     #[must_use]
     pub fn total_ns(&self) -> f64 {
-        self.predicted_ns() * self.residual
+        self.predicted_ns() + (self.residual - 1.0) * self.host_critical_ns()
     }
 }
 
