@@ -1,9 +1,9 @@
 //! Discrete-event LLM serving on predicted operator times.
 //!
-//! Start with [`simulate`] (one simulated run), [`step_time`] (how long a step takes) and [`scheduler`]
+//! Start with [`mod@simulate`] (one simulated run), [`mod@step_time`] (how long a step takes) and [`scheduler`]
 //! (which tokens a step computes). The seams are [`OperatorTimes`] (where operator times come from),
 //! [`scheduler::Scheduler`] (another engine's policy) and [`serve::Executor`] (model a step, or run it).
-//! [`replay`] asks whether a scheduler forms the batches that a real engine formed.
+//! [`mod@replay`] asks whether a scheduler forms the batches that a real engine formed.
 
 pub mod kv_cache;
 mod profile_check;
