@@ -30,6 +30,13 @@ pub struct StoppingRule {
     pub time_limit_ns: u64,
 }
 
+impl Default for StoppingRule {
+    /// At least 10 and at most 60 samples, until the mean is known to 0.5 %, for at most 100 ms.
+    fn default() -> Self {
+        Self { min_samples: 10, max_samples: 60, max_relative_error: 0.005, time_limit_ns: 100_000_000 }
+    }
+}
+
 impl StoppingRule {
     /// Standard error of the mean as a share of the mean; infinite for fewer than two samples.
     #[must_use]

@@ -1,5 +1,6 @@
 //! What can go wrong while measuring.
 
+use plumbline_bundles::BundleError;
 use plumbline_schema::{InputError, Operator, OperatorShape};
 use thiserror::Error;
 
@@ -56,6 +57,9 @@ pub enum ProfileError {
         /// Largest error that passes.
         tolerance: f64,
     },
+    /// A bundle cannot be written.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// A file cannot be read or written.
     #[error(transparent)]
     Input(#[from] InputError),

@@ -22,6 +22,9 @@ use plumbline_bundles::GpuState;
 /// Readings kept of a profile; beyond that, every other one is dropped and the interval doubles.
 const MAX_READINGS: usize = 512;
 
+/// Time between the first readings of a profile.
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Throttle reasons that hold clocks down, and NVML's names for them.
 ///
 /// Left out: idling and the user's own clock settings, which are not the machine failing to keep its clocks.
@@ -126,11 +129,13 @@ pub(crate) struct Readings {
     last: Option<Instant>,
 }
 
-impl Readings {
-    pub(crate) fn every(interval: Duration) -> Self {
-        Self { readings: Vec::new(), interval, last: None }
+impl Default for Readings {
+    fn default() -> Self {
+        Self { readings: Vec::new(), interval: FIRST_INTERVAL, last: None }
     }
+}
 
+impl Readings {
     /// Takes a reading when the interval has passed since the last one.
     pub(crate) fn take_when_due(&mut self, now: Instant, read: impl FnOnce() -> GpuState) {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
@@ -165,14 +170,15 @@ pub(crate) struct StateSampler {
 }
 
 impl StateSampler {
-    /// Starts reading every `interval`.
-    pub(crate) fn start(monitor: NvmlMonitor, interval: Duration) -> Self {
+    /// Starts reading; times count from `origin`.
+    pub(crate) fn start(monitor: NvmlMonitor, origin: Instant) -> Self {
         let (stop, stopped) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let mut readings = Readings::every(interval);
+            let mut readings = Readings::default();
             // Ends on the message, and when the sender is dropped without one.
             while stopped.recv_timeout(readings.interval) == Err(RecvTimeoutError::Timeout) {
-                readings.push(monitor.state());
+                let at_ms = origin.elapsed().as_millis() as u64;
+                readings.push(GpuState { at_ms, ..monitor.state() });
             }
             readings
         });
@@ -207,7 +213,7 @@ mod tests {
     #[test]
     fn readings_stay_few_and_cover_the_whole_run() {
         let start = Instant::now();
-        let mut readings = Readings::every(Duration::from_secs(1));
+        let mut readings = Readings::default();
         for second in 0..5000u64 {
             let state = || GpuState { at_ms: second * 1000, ..GpuState::default() };
             readings.take_when_due(start + Duration::from_secs(second), state);

@@ -1,14 +1,20 @@
 //! The profiler: the operators of the forward pass on a GPU, their timing, the evidence and the plan.
 //!
-//! Start with [`device`] (the seam: what can be measured), then `profile` (the run) and `plan` (which points).
-//! `cuda/` drives a real GPU, `fake` a device with a known law; both stand behind [`device::Device`].
+//! Start with [`device`] (the seam: what can be measured), then [`mod@profile`] (the run) and [`plan`] (which
+//! points). [`evidence`] reads the GPU's state through NVML.
+//!
+//! `cuda/` drives a real GPU, [`fake`] a device with a known law; both stand behind [`device::Device`].
 
 pub mod device;
 pub mod error;
 pub mod evidence;
 pub mod fake;
 pub mod plan;
+pub mod profile;
 
 pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
 pub use error::ProfileError;
 pub use evidence::NvmlMonitor;
+pub use fake::FakeDevice;
+pub use plan::{Envelope, Plan, PlannedPoint};
+pub use profile::{ProfileOptions, ProfileOutcome, Progress, Stage, profile};
