@@ -337,11 +337,12 @@ fn itl_unavailable(
     Some(Unavailable::TokensDiffer { counts: counts.collect::<Vec<_>>().join(", ") })
 }
 
+/// In ms.
 struct RowNumbers {
-    real_ms: f64,
-    real_min_ms: f64,
-    real_max_ms: f64,
-    sim_ms: f64,
+    real: f64,
+    real_min: f64,
+    real_max: f64,
+    sim: f64,
 }
 
 fn row_numbers(stat: Stat, real_ns: &[Vec<f64>], sim_ns: &[f64]) -> Result<RowNumbers, Unavailable> {
@@ -352,10 +353,10 @@ fn row_numbers(stat: Stat, real_ns: &[Vec<f64>], sim_ns: &[f64]) -> Result<RowNu
     }
     repeats.sort_by(f64::total_cmp);
     Ok(RowNumbers {
-        real_ms: percentile_of_sorted(&repeats, 0.5),
-        real_min_ms: repeats[0],
-        real_max_ms: repeats[repeats.len() - 1],
-        sim_ms: to_ms(stat.of_sorted(sim_ns)?),
+        real: percentile_of_sorted(&repeats, 0.5),
+        real_min: repeats[0],
+        real_max: repeats[repeats.len() - 1],
+        sim: to_ms(stat.of_sorted(sim_ns)?),
     })
 }
 
@@ -374,12 +375,12 @@ fn row(metric: Metric, stat: Stat, n: u64, numbers: Result<RowNumbers, Unavailab
     };
     match numbers {
         Ok(found) => {
-            row.real_ms = Some(found.real_ms);
-            row.real_min_ms = Some(found.real_min_ms);
-            row.real_max_ms = Some(found.real_max_ms);
-            row.sim_ms = Some(found.sim_ms);
-            row.inside_band = Some(is_inside_band(found.sim_ms, found.real_min_ms, found.real_max_ms));
-            row.error_pct = error_pct(found.real_ms, found.sim_ms);
+            row.real_ms = Some(found.real);
+            row.real_min_ms = Some(found.real_min);
+            row.real_max_ms = Some(found.real_max);
+            row.sim_ms = Some(found.sim);
+            row.inside_band = Some(is_inside_band(found.sim, found.real_min, found.real_max));
+            row.error_pct = error_pct(found.real, found.sim);
             if row.error_pct.is_none() {
                 row.na_reason = Some(Unavailable::RealIsZero.to_string());
             }

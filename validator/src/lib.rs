@@ -10,9 +10,11 @@ pub mod results;
 pub mod suite;
 #[cfg(test)]
 mod testing;
+pub mod validate;
 
 pub use compare::{CompareError, Comparison, MetricRow, compare, compare_requests};
 pub use metrics::{Metric, RunMetrics, Stat, Unavailable};
 pub use report::{ReportError, render_table, write_report};
 pub use results::{CaseResult, CaseStatus, SuiteResult, Summary};
 pub use suite::{Case, Role, Suite};
+pub use validate::{CaseError, ValidateOptions, validate};

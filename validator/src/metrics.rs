@@ -295,10 +295,14 @@ mod tests {
         let run = run(vec![request(7, 10, &[40, 50, 80])]).with_tokens();
         let metrics = RunMetrics::of(&run);
         let [sample] = metrics.requests.as_slice() else { panic!("one request, {metrics:?}") };
-        assert_eq!(sample.ttft_ns, 30.0);
-        assert_eq!(sample.gaps_ns, [10.0, 30.0]);
-        assert_eq!(sample.tpot_ns, Some(20.0));
-        assert_eq!(sample.e2e_ns, 70.0);
+        let expected = RequestSample {
+            request_id: 7,
+            ttft_ns: 30.0,
+            tpot_ns: Some(20.0),
+            e2e_ns: 70.0,
+            gaps_ns: vec![10.0, 30.0],
+        };
+        assert_eq!(*sample, expected);
         assert_eq!(metrics.stat_ns(Metric::Itl, Stat::Mean), Ok(20.0));
     }
 

@@ -260,7 +260,8 @@ mod tests {
         assert!((held_out.median_abs_error_pct - 15.0).abs() < 1e-9);
         assert!((held_out.worst_abs_error_pct - 20.0).abs() < 1e-9);
         assert_eq!(held_out.worst_case, "b");
-        assert_eq!(summary.p50_errors[&Role::Fit][&Metric::E2e].worst_abs_error_pct, 0.0);
+        let fit = &summary.p50_errors[&Role::Fit][&Metric::E2e];
+        assert_eq!((fit.worst_abs_error_pct, fit.num_inside_band), (0.0, 1));
     }
 
     #[test]

@@ -160,8 +160,8 @@ impl Suite {
 
 fn toml_error(path: &Path, text: &str, error: &toml::de::Error) -> InputError {
     let location = error.span().map_or(Location::File, |span| {
-        let before = &text.as_bytes()[..span.start.min(text.len())];
-        Location::Line(1 + before.iter().filter(|b| **b == b'\n').count() as u64)
+        let before = text.get(..span.start).unwrap_or(text);
+        Location::Line(1 + before.matches('\n').count() as u64)
     });
     // One line: the message may span several.
     let found = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -189,7 +189,7 @@ impl CaseFile {
         } else {
             folder.join(&self.model).to_string_lossy().into_owned()
         };
-        let engine = if is_path(&self.engine) || self.engine.ends_with(".json") {
+        let engine = if is_path(&self.engine) || has_json_extension(&self.engine) {
             EngineRef::File(folder.join(&self.engine))
         } else {
             EngineRef::InBundle(self.engine)
@@ -223,6 +223,10 @@ impl CaseFile {
 /// A bare word is a name; anything with a separator is a path.
 fn is_path(text: &str) -> bool {
     text.contains(['/', '\\'])
+}
+
+fn has_json_extension(text: &str) -> bool {
+    Path::new(text).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
 /// `(key, expected, found)`.
@@ -273,9 +277,8 @@ impl Overrides {
     pub fn apply(&self, base: &Deployment) -> Result<Deployment, (String, String, String)> {
         let bad =
             |key: &str, expected: &str, found: String| Err((key.to_owned(), expected.to_owned(), found));
-        let mut whole = match serde_json::to_value(base) {
-            Ok(serde_json::Value::Object(map)) => map,
-            Ok(_) | Err(_) => return bad("", "a deployment", "something else".into()),
+        let Ok(serde_json::Value::Object(mut whole)) = serde_json::to_value(base) else {
+            return bad("", "a deployment", "something else".into());
         };
         for (key, value) in &self.0 {
             if !whole.contains_key(key) {

@@ -91,7 +91,7 @@ pub(crate) fn spread_run(ttft_ms: f64, gap_ms: f64) -> Run {
         // 37 is coprime to 101: every factor once, in no order.
         let factor = 0.5 + ((i * 37) % 101) as f64 / 100.0;
         let first = arrival + (ttft_ms * factor * MS) as u64;
-        let tokens: Vec<u64> = (0..5).map(|t| first + (gap_ms * factor * MS * t as f64) as u64).collect();
+        let tokens: Vec<u64> = (0..5).map(|t| first + (gap_ms * factor * MS * f64::from(t)) as u64).collect();
         request(i, arrival, &tokens)
     });
     run(rows.collect()).with_tokens()

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Width and height in px.
-const SIZE: (u32, u32) = (640, 380);
+const SIZE: (u32, u32) = (480, 320);
 
 /// Readable on white and on near-black alike.
 const REAL: RGBColor = RGBColor(59, 130, 196);
@@ -51,30 +51,32 @@ fn draw(metric: Metric, real: &[Vec<f64>], sim: &[f64]) -> Result<String, Box<dy
         root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root)
             .margin(12)
-            .x_label_area_size(44)
-            .y_label_area_size(56)
+            .x_label_area_size(42)
+            .y_label_area_size(54)
             .build_cartesian_2d(axis.clone(), 0.0..1.0)?;
         let scale = if axis.is_log { ", log scale" } else { "" };
         chart
             .configure_mesh()
             .x_desc(format!("{} (ms{scale})", metric.title()))
             .y_desc(format!("share of {}", if metric == Metric::Itl { "gaps" } else { "requests" }))
-            .x_labels(8)
+            .x_labels(7)
             .y_labels(6)
             .x_label_formatter(&|ms| format_tick(*ms))
             .y_label_formatter(&|share| format!("{:.0} %", share * 100.0))
             .bold_line_style(GRID.mix(0.35))
             .light_line_style(TRANSPARENT)
             .axis_style(GRID)
-            .label_style(("sans-serif", 14))
-            .axis_desc_style(("sans-serif", 15))
+            .label_style(("sans-serif", 13))
+            .axis_desc_style(("sans-serif", 14))
             .draw()?;
         let repeats = real.len();
+        // Wide and see-through, so that a simulated line on top of it leaves it in sight.
+        let real_line = REAL.mix(0.6).stroke_width(4);
         for (i, values) in real.iter().enumerate() {
-            let line = chart.draw_series(LineSeries::new(steps(values, &axis), REAL.stroke_width(2)))?;
+            let line = chart.draw_series(LineSeries::new(steps(values, &axis), real_line))?;
             if i == 0 {
                 line.label(if repeats == 1 { "real".into() } else { format!("real, {repeats} repeats") })
-                    .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], REAL.stroke_width(2)));
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], real_line));
             }
         }
         chart
@@ -86,7 +88,7 @@ fn draw(metric: Metric, real: &[Vec<f64>], sim: &[f64]) -> Result<String, Box<dy
             .position(SeriesLabelPosition::LowerRight)
             .margin(12)
             .legend_area_size(28)
-            .label_font(("sans-serif", 15))
+            .label_font(("sans-serif", 14))
             .draw()?;
         root.present()?;
     }

@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn errors_are_signed_except_zero() {
-        assert_eq!(signed_pct(3.14), "+3.1 %");
+        assert_eq!(signed_pct(3.12), "+3.1 %");
         assert_eq!(signed_pct(-88.6), "-88.6 %");
         assert_eq!(signed_pct(-0.01), "0.0 %");
         assert_eq!(signed_pct(0.0), "0.0 %");

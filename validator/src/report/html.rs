@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{figures::DRAWN, format};
 use crate::{
-    metrics::Metric,
+    metrics::{Metric, Stat},
     results::{CaseResult, CaseStatus, SuiteResult},
     suite::Role,
 };
@@ -53,7 +53,9 @@ fn overview(page: &mut String, result: &SuiteResult) {
         page.push_str("</ul>\n</section>\n");
     }
     page.push_str("<h2>Absolute error at p50</h2>\n<div class=\"scroll\"><table>\n<thead><tr>");
-    header(page, &["Cases", "Metric", "Median", "Worst", "Worst case", "In band"]);
+    let columns = [("Cases", false), ("Metric", false), ("Median", true), ("Worst", true)];
+    header(page, &columns);
+    header(page, &[("Worst case", false), ("In band", true)]);
     page.push_str("</tr></thead>\n<tbody>\n");
     for (role, errors) in &summary.p50_errors {
         for (metric, e) in errors {
@@ -74,9 +76,11 @@ fn overview(page: &mut String, result: &SuiteResult) {
     page.push_str("</tbody>\n</table></div>\n");
 }
 
-fn header(page: &mut String, names: &[&str]) {
-    for name in names {
-        let _ = write!(page, "<th scope=\"col\">{name}</th>");
+/// Header cells; `true` for columns of numbers.
+fn header(page: &mut String, names: &[(&str, bool)]) {
+    for (name, is_number) in names {
+        let class = if *is_number { " class=\"num\"" } else { "" };
+        let _ = write!(page, "<th scope=\"col\"{class}>{name}</th>");
     }
 }
 
@@ -99,12 +103,7 @@ fn section(page: &mut String, case: &CaseResult, figure: &dyn Fn(Metric) -> Opti
     for metric in DRAWN {
         if let Some(svg) = figure(metric) {
             let label = format!("Cumulative distribution of {}, real and simulated", metric.title());
-            let _ = writeln!(
-                page,
-                "<figure role=\"img\" aria-label=\"{label}\">{}<figcaption>{}</figcaption></figure>",
-                scalable(&svg),
-                metric.title()
-            );
+            let _ = writeln!(page, "<figure role=\"img\" aria-label=\"{label}\">{}</figure>", scalable(&svg));
         }
     }
     page.push_str("</div>\n</section>\n");
@@ -112,7 +111,8 @@ fn section(page: &mut String, case: &CaseResult, figure: &dyn Fn(Metric) -> Opti
 
 fn metric_table(page: &mut String, case: &CaseResult) {
     page.push_str("<div class=\"scroll\"><table>\n<thead><tr>");
-    header(page, &["Metric", "Statistic", "n", "Real, ms", "Repeats, ms", "Simulated, ms", "Error", "Band"]);
+    header(page, &[("Metric", false), ("Statistic", false), ("n", true), ("Real, ms", true)]);
+    header(page, &[("Repeats, ms", true), ("Simulated, ms", true), ("Error", true), ("Band", false)]);
     page.push_str("</tr></thead>\n<tbody>\n");
     for row in &case.metrics {
         let (class, mark) = match row.inside_band {
@@ -121,13 +121,19 @@ fn metric_table(page: &mut String, case: &CaseResult) {
             None => ("na", "n/a"),
         };
         let title = row.na_reason.as_ref().map_or_else(String::new, |r| format!(" title=\"{}\"", escape(r)));
-        let start = if row.stat == crate::metrics::Stat::ALL[0] { " class=\"first\"" } else { "" };
+        let rows = case.metrics.iter().filter(|other| other.metric == row.metric).count();
+        let start = if row.stat == Stat::ALL[0] {
+            format!(
+                "<tr class=\"first\"><th scope=\"rowgroup\" rowspan=\"{rows}\">{}</th>",
+                row.metric.title()
+            )
+        } else {
+            "<tr>".into()
+        };
         let _ = writeln!(
             page,
-            "<tr{start}><th scope=\"row\">{}</th><td>{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td>\
-             <td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td>\
-             <td class=\"{class}\"{title}>{mark}</td></tr>",
-            row.metric.title(),
+            "{start}<td>{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td>\
+             <td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"{class}\"{title}>{mark}</td></tr>",
             row.stat,
             row.n,
             format::ms_or_na(row.real_ms),

@@ -1,5 +1,7 @@
 //! The table on the terminal.
 
+use std::fmt::Write as _;
+
 use comfy_table::{CellAlignment, ContentLineStyle, LineStyle, Table, TableStyle};
 
 use super::format;
@@ -23,11 +25,12 @@ pub fn render_table(result: &SuiteResult) -> String {
         let cases: Vec<_> =
             result.cases.iter().filter(|c| c.role == role && c.status == CaseStatus::Ok).collect();
         if !cases.is_empty() {
-            text += &format!("{} (ms)\n{}\n\n", capitalised(role.title()), table_of(&cases));
+            let _ = writeln!(text, "{} (ms)\n{}\n", capitalised(role.title()), table_of(&cases));
         }
     }
     for case in result.failures() {
-        text += &format!("failed: {}: {}\n", case.name, case.error.as_deref().unwrap_or("no reason given"));
+        let _ =
+            writeln!(text, "failed: {}: {}", case.name, case.error.as_deref().unwrap_or("no reason given"));
     }
     if result.summary.num_failed > 0 {
         text.push('\n');
@@ -94,20 +97,21 @@ fn shorten(name: &str, width: usize) -> String {
 fn summary_lines(result: &SuiteResult) -> String {
     let mut text = String::new();
     for (role, errors) in &result.summary.p50_errors {
-        text += &format!("{}, |error| at p50:\n", capitalised(role.title()));
+        let _ = writeln!(text, "{}, |error| at p50:", capitalised(role.title()));
         for (metric, summary) in errors {
-            text += &format!("  {:<5}{}\n", metric.title(), format::error_summary(summary));
+            let _ = writeln!(text, "  {:<5}{}", metric.title(), format::error_summary(summary));
         }
     }
     let summary = &result.summary;
-    text += &format!(
+    let _ = write!(
+        text,
         "{} of {} cases judged in {:.2} s",
         summary.num_ok,
         summary.num_cases,
         summary.wall_ms / 1e3
     );
     if let Some(longest) = summary.max_simulate_ms {
-        text += &format!("; longest simulation {longest:.1} ms");
+        let _ = write!(text, "; longest simulation {longest:.1} ms");
     }
     text += "\n✓ inside the range of the real repeats widened by 5 %, ✗ outside; n/a: too few samples, or not recorded\n";
     text

@@ -1,0 +1,300 @@
+//! A suite, run: every case simulated and compared with its real runs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use plumbline_bundles::{
+    Bundle, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex, error::BundleError,
+};
+use plumbline_schema::{Deployment, GpuSpec, InputError, ModelSpec, RequestStatus, Run, RunKind, Workload};
+use plumbline_simulator::{
+    BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions, simulate,
+};
+use rayon::prelude::*;
+use thiserror::Error;
+
+use crate::{
+    compare::{CompareError, compare_requests},
+    results::{CaseResult, SuiteResult},
+    suite::{Case, EngineRef, KeyError, Role, Suite},
+};
+
+/// How to simulate the cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValidateOptions {
+    /// Seed of every simulation.
+    pub seed: u64,
+    /// Whether steps scatter.
+    pub residuals: Residuals,
+    /// What to do about operator shapes that the bundle did not measure.
+    pub out_of_domain: OutOfDomain,
+}
+
+impl Default for ValidateOptions {
+    /// Seed 0, steps scatter, shapes beyond the measured ones are extrapolated and show in the coverage.
+    fn default() -> Self {
+        Self { seed: 0, residuals: Residuals::Drawn, out_of_domain: OutOfDomain::Extrapolate }
+    }
+}
+
+/// Why a case cannot be judged.
+#[derive(Debug, Error)]
+pub enum CaseError {
+    /// A real run, model or engine profile cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The bundle cannot be used; it may serve several cases, so its error is text.
+    #[error("{0}")]
+    Bundle(String),
+    /// The engine profile is not in the bundle.
+    #[error(transparent)]
+    Engine(#[from] BundleError),
+    /// A real run does not say how the engine was set.
+    #[error(
+        "{}: expected a deployment in run.json, or an engine.json in the run's folder or its parent, found none",
+        run.display()
+    )]
+    NoDeployment {
+        /// The run's folder.
+        run: PathBuf,
+    },
+    /// The suite's overrides and the run's deployment make no deployment.
+    #[error("deployment.{key}: expected {expected}, found {found}")]
+    Deployment {
+        /// The key.
+        key: String,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The simulation failed.
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
+    /// The runs are not of the same requests.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+}
+
+impl From<KeyError> for CaseError {
+    fn from((key, expected, found): KeyError) -> Self {
+        Self::Deployment { key, expected, found }
+    }
+}
+
+/// Runs every case of a suite; `on_done` hears of each as it ends.
+///
+/// A case that cannot be judged is reported as failed, and the others go on.
+#[must_use]
+pub fn validate(
+    suite: &Suite,
+    options: &ValidateOptions,
+    on_done: &(dyn Fn(&CaseResult) + Sync),
+) -> SuiteResult {
+    let start = Instant::now();
+    let machines = Machines::load(&suite.cases);
+    let cases = suite
+        .cases
+        .par_iter()
+        .map(|case| {
+            let result = run_case(case, &machines, options)
+                .unwrap_or_else(|error| CaseResult::failed(&case.name, case.role, error.to_string()));
+            on_done(&result);
+            result
+        })
+        .collect();
+    SuiteResult::new(cases, start.elapsed().as_secs_f64() * 1e3)
+}
+
+/// A bundle opened once for all the cases that predict the same GPU from it.
+struct Machine {
+    bundle: Bundle,
+    predictors: Predictors,
+}
+
+/// Bundle folder, and the GPU to carry its times over to.
+type MachineKey = (PathBuf, Option<String>);
+
+struct Machines(HashMap<MachineKey, Result<Machine, String>>);
+
+impl Machines {
+    fn load(cases: &[Case]) -> Self {
+        let wanted: BTreeMap<MachineKey, &Case> =
+            cases.iter().map(|case| (machine_key(case), case)).collect();
+        let load = |case: &Case| -> Result<Machine, BundleError> {
+            let bundle = Bundle::open(&case.bundle)?;
+            let predictors = bundle.predictors()?;
+            let predictors = match &case.gpu {
+                Some(gpu) if gpu.name != predictors.gpu().name => predictors.transferred_to(gpu.clone()),
+                _ => predictors,
+            };
+            Ok(Machine { bundle, predictors })
+        };
+        let loaded = wanted.into_par_iter().map(|(key, case)| (key, load(case).map_err(|e| e.to_string())));
+        Self(loaded.collect())
+    }
+
+    fn of(&self, case: &Case) -> Result<&Machine, CaseError> {
+        match self.0.get(&machine_key(case)) {
+            Some(Ok(machine)) => Ok(machine),
+            Some(Err(text)) => Err(CaseError::Bundle(text.clone())),
+            None => Err(CaseError::Bundle(format!("{}: not loaded", case.bundle.display()))),
+        }
+    }
+}
+
+fn machine_key(case: &Case) -> MachineKey {
+    (case.bundle.clone(), case.gpu.as_ref().map(|gpu| gpu.name.clone()))
+}
+
+fn run_case(case: &Case, machines: &Machines, options: &ValidateOptions) -> Result<CaseResult, CaseError> {
+    let machine = machines.of(case)?;
+    let profile = match &case.engine {
+        EngineRef::InBundle(name) => machine.bundle.engine(name)?,
+        EngineRef::File(path) => EngineProfile::read(path)?,
+    };
+    let prediction = Prediction {
+        model: &ModelSpec::load(&case.model)?,
+        profile: &profile,
+        gpu: machine.predictors.gpu(),
+        bundle_digest: machine.bundle.digest(),
+        times: BundleTimes { predictors: &machine.predictors, out_of_domain: options.out_of_domain },
+    };
+    judge(case, &read_runs(&case.real)?, prediction, options)
+}
+
+fn read_runs(folders: &[PathBuf]) -> Result<Vec<Run>, InputError> {
+    folders.iter().map(|folder| Run::read(folder)).collect()
+}
+
+/// What a case's simulation is made from, besides its workload and deployment.
+struct Prediction<'a, T> {
+    model: &'a ModelSpec,
+    profile: &'a EngineProfile,
+    gpu: &'a GpuSpec,
+    bundle_digest: &'a str,
+    times: T,
+}
+
+fn judge<T: OperatorTimes>(
+    case: &Case,
+    real: &[Run],
+    prediction: Prediction<'_, T>,
+    options: &ValidateOptions,
+) -> Result<CaseResult, CaseError> {
+    let (Some(first), Some(folder)) = (real.first(), case.real.first()) else {
+        return Err(CompareError::NoRealRun.into());
+    };
+    let recorded = first.info.deployment.as_ref();
+    let recorded = recorded.ok_or_else(|| CaseError::NoDeployment { run: folder.clone() })?;
+    let deployment = case.deployment.apply(recorded)?;
+    let workload = served_workload(first);
+    let simulate_options = SimulateOptions {
+        seed: options.seed,
+        residuals: options.residuals,
+        gpu: Some(prediction.gpu.name.clone()),
+        workload_digest: Some(sha256_hex(workload.canonical_text().as_bytes())),
+        bundle_digest: Some(prediction.bundle_digest.to_owned()),
+    };
+    let Prediction { model, profile, gpu, times, .. } = prediction;
+    let start = Instant::now();
+    let simulation = simulate(model, &workload, &deployment, profile, times, &simulate_options)?;
+    let simulate_ms = start.elapsed().as_secs_f64() * 1e3;
+
+    let comparison = compare_requests(real, &simulation.run, case.requests.as_ref())?;
+    let mut result = CaseResult::compared(&case.name, case.role, comparison);
+    result.simulate_ms = Some(simulate_ms);
+    result.coverage = coverage(&simulation.coverage);
+    result.notes.extend(notes(case, real, recorded, profile, gpu));
+    if let Some((id, reason)) = simulation.rejections.first() {
+        let count = simulation.rejections.len();
+        result.notes.push(format!("the simulated engine rejected {count} requests, first {id}: {reason}"));
+    }
+    Ok(result)
+}
+
+/// The workload as the engine served it: an output that ended early is as long as it got.
+fn served_workload(run: &Run) -> Workload {
+    let produced: HashMap<u64, u32> = run
+        .requests
+        .iter()
+        .filter(|r| r.status == RequestStatus::Ok)
+        .map(|r| (r.request_id, r.num_decode_tokens_actual))
+        .collect();
+    let mut workload = run.workload();
+    for request in &mut workload.requests {
+        if let Some(&tokens) = produced.get(&request.request_id) {
+            request.num_decode_tokens = tokens;
+        }
+    }
+    workload
+}
+
+fn coverage(shares: &Coverage) -> BTreeMap<String, f64> {
+    let Coverage { measured, interpolated, extrapolated, transferred, roofline } = *shares;
+    [
+        ("measured", measured),
+        ("interpolated", interpolated),
+        ("extrapolated", extrapolated),
+        ("transferred", transferred),
+        ("roofline", roofline),
+    ]
+    .map(|(name, share)| (name.to_owned(), share))
+    .into()
+}
+
+/// What makes the comparison less than like with like.
+fn notes(
+    case: &Case,
+    real: &[Run],
+    recorded: &Deployment,
+    profile: &EngineProfile,
+    gpu: &GpuSpec,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (i, run) in real.iter().enumerate() {
+        let number = i + 1;
+        if run.info.kind == RunKind::Simulated {
+            notes.push(format!("real run {number} is itself simulated"));
+        }
+        if let Some(of) = run.info.gpu.as_ref().filter(|of| **of != gpu.name) {
+            notes.push(format!("real run {number} is of {of}, the prediction of {}", gpu.name));
+        }
+        match &run.info.deployment {
+            Some(deployment) => {
+                let keys = differing_keys(recorded, deployment);
+                if !keys.is_empty() {
+                    notes.push(format!("real run {number} was deployed with another {}", keys.join(", ")));
+                }
+            }
+            None => notes.push(format!("real run {number} does not say how it was deployed")),
+        }
+    }
+    if case.role == Role::HeldOut {
+        let is_fitted_on = |folder: &&PathBuf| profile.fitted_on.runs.iter().any(|run| names(folder, run));
+        for folder in case.real.iter().filter(is_fitted_on) {
+            notes.push(format!("held out, yet `{}` was fitted on {}", profile.name, folder.display()));
+        }
+    }
+    notes
+}
+
+/// Whether the name of a run fitted on is the end of a run folder's path, by whole parts.
+fn names(folder: &Path, run: &str) -> bool {
+    !run.is_empty() && folder.ends_with(run)
+}
+
+fn differing_keys(a: &Deployment, b: &Deployment) -> Vec<String> {
+    let (Ok(serde_json::Value::Object(a)), Ok(serde_json::Value::Object(b))) =
+        (serde_json::to_value(a), serde_json::to_value(b))
+    else {
+        return Vec::new();
+    };
+    a.into_iter().filter(|(key, value)| b.get(key) != Some(value)).map(|(key, _)| key).collect()
+}
+
+#[cfg(test)]
+mod tests;
