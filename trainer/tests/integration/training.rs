@@ -151,7 +151,9 @@ fn too_little_is_refused() {
     let message = refused(&norms()[..3]);
     assert_eq!(message, "operator `rms_norm`: expected at least 4 measured shapes, found 3");
     let mut hot = norms();
-    hot.iter_mut().for_each(|sample| sample.cache = CacheState::Hot);
+    for sample in &mut hot {
+        sample.cache = CacheState::Hot;
+    }
     assert!(refused(&hot).contains("no cold samples among 68"), "{}", refused(&hot));
     let options = TrainOptions { num_folds: 1, ..TrainOptions::default() };
     let error = train(&norms(), &law::gpu(), &options, |_| ()).unwrap_err();
