@@ -82,7 +82,8 @@ pub struct DispatchCosts {
     pub launch_ns: f64,
     /// Added to the first step after an idle gap, ns.
     pub after_idle_ns: f64,
-    /// Quantiles, evenly spaced from 0 to 1, of real over predicted step time; empty for none.
+    /// Quantiles, evenly spaced from 0 to 1, of real over predicted host time on the critical path (what is not the
+    /// GPU's); empty for none. The host is what varies, so a step that waits for the GPU scatters little.
     pub residual_quantiles: Vec<f64>,
 }
 
@@ -188,6 +189,8 @@ pub struct FittedOn {
     pub step_error: BTreeMap<String, f64>,
     /// Parameters the runs could not pin, left at their prior.
     pub not_identified: Vec<String>,
+    /// Share of the runs' steps left out because the host was disturbed, 0..1.
+    pub disturbed_share: f64,
 }
 
 /// How one engine spends a machine: scheduler, dispatch and host costs.

@@ -122,9 +122,12 @@ impl StepTime {
     }
 
     /// The step's time, ns: the residual stretches the host's part, since it is the host that varies.
+    ///
+    /// Never below the GPU's time, however fast the host.
     #[must_use]
     pub fn total_ns(&self) -> f64 {
-        self.predicted_ns() + (self.residual - 1.0) * self.host_critical_ns()
+        let scattered = self.predicted_ns() + (self.residual - 1.0) * self.host_critical_ns();
+        scattered.max(self.gpu_ns)
     }
 }
 
@@ -451,6 +454,22 @@ mod tests {
         model.profile.host_factor = 1000.0;
         let slow = model.step_time(&shape("300:0", ""), false).unwrap();
         assert_ns(slow.total_ns(), slow.host_pre_ns + slow.launch_ns + slow.host_post_ns);
+    }
+
+    #[test]
+    fn residuals_stretch_the_host_and_not_the_gpu() {
+        let mut model = model_of(EngineMode::Eager);
+        let mut gpu_bound = model.step_time(&shape("", "5;9"), false).unwrap();
+        gpu_bound.residual = 2.0;
+        assert_ns(gpu_bound.total_ns(), 84_400.0 + 2.0 * (15_033.0 + 750.0));
+        model.profile.host_factor = 15.0;
+        let mut host_bound = model.step_time(&shape("", "5;9"), false).unwrap();
+        let predicted = host_bound.total_ns();
+        assert_ns(predicted, 150_330.0 + 234_000.0 + 7_500.0);
+        host_bound.residual = 1.5;
+        assert_ns(host_bound.total_ns(), 1.5 * predicted);
+        host_bound.residual = 0.0;
+        assert_ns(host_bound.total_ns(), 84_400.0);
     }
 
     #[test]

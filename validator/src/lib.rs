@@ -3,6 +3,7 @@
 //! Start with [`metrics`] (the dictionary: TTFT, ITL, TPOT, E2E), [`compare`] (repeats of a real run against a
 //! simulated one) and [`validate`](mod@validate) (a whole [`suite`] of such cases). [`report`] renders the [`results`].
 
+pub mod calibrate;
 pub mod compare;
 pub mod metrics;
 pub mod report;
