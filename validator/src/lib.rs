@@ -1,7 +1,7 @@
 //! How far a simulation stands from the truth, metric by metric.
 //!
-//! Start with [`metrics`] (the dictionary: TTFT, ITL, TPOT, E2E), [`compare`] (repeats of a real run against a
-//! simulated one) and [`validate`](mod@validate) (a whole [`suite`] of such cases). [`report`] renders the [`results`].
+//! Start with [`metrics`] (the dictionary: TTFT, ITL, TPOT, E2E), [`mod@compare`] (repeats of a real run against a
+//! simulated one) and [`mod@validate`] (a whole [`suite`] of such cases). [`report`] renders the [`results`].
 
 pub mod calibrate;
 pub mod compare;
