@@ -65,9 +65,10 @@ pub const fn part_names(operator: Operator) -> &'static [&'static str] {
             "roofline",
             "prefill_compute",
             "prefill_memory",
+            "longest_tile",
             "decode_memory",
             "longest_decode",
-            "query_waves",
+            "both_kinds",
         ],
         _ => &["roofline", "row_waves"],
     }
@@ -135,9 +136,11 @@ pub const fn batch_columns(operator: Operator) -> std::ops::Range<usize> {
 ///   is what is left of the roofline when too few rows are there to fill the GPU.
 /// - `prefill_compute`, `prefill_memory`, `decode_memory`: attention's pieces, since prefill chunks are
 ///   bound by the tensor cores and decodes by reading keys and values, at very different efficiencies.
+///   Chunks compute whole tiles of 64 queries.
+/// - `longest_tile`: one tile of 64 queries over all keys of a mean chunk at one SM's share of the tensor
+///   peak: what is left when there are too few tiles to fill the GPU.
 /// - `longest_decode`: reading the longest decode's keys and values by as many SMs as there are KV heads.
-/// - `query_waves`: the chunks' mean keys per query at one SM's share of the tensor peak, for one 64-query
-///   tile, times the waves of tiles over the SMs.
+/// - `both_kinds`: [`SECOND_KERNEL_NS`] when there are chunks and decodes, which are different kernels.
 #[must_use]
 pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
     let roofline = roofline_ns(shape, gpu);
@@ -159,20 +162,16 @@ pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
             ])
         }
         OperatorShape::Attention { heads, load } => {
-            let AttentionParts {
-                prefill_compute,
-                prefill_memory,
-                decode_memory,
-                longest_decode,
-                query_waves,
-            } = attention_parts(heads, load, gpu);
+            let parts = attention_parts(heads, load, gpu);
+            let is_mixed = load.num_prefill_seqs > 0 && load.num_decode_seqs > 0;
             Row::from_slice(&[
                 roofline,
-                prefill_compute,
-                prefill_memory,
-                decode_memory,
-                longest_decode,
-                query_waves,
+                parts.prefill_compute,
+                parts.prefill_memory,
+                parts.longest_tile,
+                parts.decode_memory,
+                parts.longest_decode,
+                if is_mixed { SECOND_KERNEL_NS } else { 0.0 },
             ])
         }
         _ => {
@@ -186,9 +185,9 @@ pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
 struct AttentionParts {
     prefill_compute: f64,
     prefill_memory: f64,
+    longest_tile: f64,
     decode_memory: f64,
     longest_decode: f64,
-    query_waves: f64,
 }
 
 fn attention_parts(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> AttentionParts {
@@ -198,16 +197,17 @@ fn attention_parts(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Attentio
     let traffic =
         |queries: f64, keys: f64| 2.0 * BF16_BYTES * (queries * q_width + keys * kv_width) / bandwidth * 1e9;
     let prefill_tokens = f64::from(load.num_prefill_tokens);
-    let kv_heads_used = f64::from(heads.num_kv_heads.min(gpu.num_sms));
-    let tiles = (prefill_tokens / QUERY_TILE).ceil() * f64::from(heads.num_q_heads);
-    let keys_per_query = load.prefill_pairs as f64 / prefill_tokens.max(1.0);
-    let tile_flops = 4.0 * f64::from(heads.head_dim) * QUERY_TILE * keys_per_query;
+    let chunks = f64::from(load.num_prefill_seqs).max(1.0);
+    let mean_chunk = (prefill_tokens / chunks).max(1.0);
+    let padding = (mean_chunk / QUERY_TILE).ceil() * QUERY_TILE / mean_chunk;
+    let tile_pairs = QUERY_TILE * load.prefill_kv_tokens as f64 / chunks;
+    let kv_heads_used = f64::from(heads.num_kv_heads.min(gpu.num_sms)).max(1.0);
     AttentionParts {
-        prefill_compute: compute_ns(4.0 * q_width * load.prefill_pairs as f64, gpu),
+        prefill_compute: compute_ns(4.0 * q_width * load.prefill_pairs as f64 * padding, gpu),
         prefill_memory: traffic(prefill_tokens, load.prefill_kv_tokens as f64),
+        longest_tile: compute_ns(4.0 * f64::from(heads.head_dim) * tile_pairs, gpu) * num_sms,
         decode_memory: traffic(f64::from(load.num_decode_seqs), load.decode_kv_tokens as f64),
         longest_decode: traffic(0.0, f64::from(load.max_decode_kv_tokens)) * num_sms / kv_heads_used,
-        query_waves: compute_ns(tile_flops, gpu) * num_sms * (tiles / num_sms).ceil(),
     }
 }
 
@@ -354,6 +354,9 @@ fn attention_features(
         wave_fill(tiles / num_sms),
     ])
 }
+
+/// Nominal cost of a second kernel in one launch, ns; its coefficient says what it is.
+pub const SECOND_KERNEL_NS: f64 = 1000.0;
 
 /// Queries that one thread block of a prefill kernel usually takes together.
 const QUERY_TILE: f64 = 64.0;
