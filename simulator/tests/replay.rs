@@ -18,10 +18,16 @@ fn run_folders(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn shipped_vllm_runs() -> Vec<PathBuf> {
-    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bundles/data/runs/h100-vllm-0.24");
-    let folders = run_folders(&runs);
-    assert!(!folders.is_empty(), "no run below {}", runs.display());
-    folders
+    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bundles/data/runs");
+    // The second folder's runs preempt, chunk finely and cap long prefills.
+    ["h100-vllm-0.24", "h100-vllm-0.24-scheduler"]
+        .iter()
+        .flat_map(|name| {
+            let folders = run_folders(&runs.join(name));
+            assert!(!folders.is_empty(), "no run below {name} in {}", runs.display());
+            folders
+        })
+        .collect()
 }
 
 #[test]
