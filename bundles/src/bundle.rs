@@ -131,7 +131,7 @@ impl Bundle {
     pub fn samples(&self) -> Result<Vec<Sample>, BundleError> {
         let mut all = Vec::new();
         for operator in Operator::ALL {
-            if self.manifest.files.contains_key(&samples_name(operator)) {
+            if self.samples_file(operator).is_some() {
                 all.extend(self.operator_samples(operator)?);
             }
         }
@@ -150,9 +150,21 @@ impl Bundle {
     /// # Errors
     /// As [`Self::samples`].
     pub fn operator_samples(&self, operator: Operator) -> Result<Vec<Sample>, BundleError> {
-        let name = samples_name(operator);
-        let bytes = self.read_file(&name)?;
-        Ok(samples::from_csv(operator, &bytes, &self.root.join(name))?)
+        let name = self.samples_file(operator).unwrap_or_else(|| samples_name(operator));
+        let path = self.root.join(&name);
+        let mut bytes = self.read_file(&name)?;
+        if path.extension().is_some_and(|e| e == "zst") {
+            bytes = decompress(&bytes, &path)?;
+        }
+        Ok(samples::from_csv(operator, &bytes, &path)?)
+    }
+
+    /// The payload that holds an operator's samples, plain or compressed; `None` when there is none.
+    #[must_use]
+    pub fn samples_file(&self, operator: Operator) -> Option<String> {
+        let plain = samples_name(operator);
+        let compressed = format!("{plain}.zst");
+        [plain, compressed].into_iter().find(|name| self.manifest.files.contains_key(name))
     }
 
     /// Reads what it costs the host to drive the GPU.
@@ -315,6 +327,19 @@ fn check_entry(path: &Path, name: &str, entry: &FileEntry, bytes: &[u8]) -> Resu
         return mismatch("sha256", entry.sha256.clone(), found);
     }
     Ok(())
+}
+
+/// Decompresses zstd, refusing what unpacks to more than a document may hold.
+fn decompress(bytes: &[u8], path: &Path) -> Result<Vec<u8>, InputError> {
+    let mut unpacked = Vec::new();
+    let bad = |_| InputError::invalid(path, Location::File, "zstd-compressed text", "other bytes");
+    let decoder = zstd::Decoder::new(bytes).map_err(bad)?;
+    decoder.take(MAX_DOCUMENT_BYTES + 1).read_to_end(&mut unpacked).map_err(bad)?;
+    if unpacked.len() as u64 > MAX_DOCUMENT_BYTES {
+        let expected = format!("at most {MAX_DOCUMENT_BYTES} bytes unpacked");
+        return Err(InputError::invalid(path, Location::File, expected, "more"));
+    }
+    Ok(unpacked)
 }
 
 fn write_payload(root: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry, BundleError> {

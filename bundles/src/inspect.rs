@@ -6,7 +6,7 @@ use plumbline_schema::Operator;
 use serde::Serialize;
 
 use crate::{
-    bundle::{Bundle, HOST, predictor_name, samples_name},
+    bundle::{Bundle, HOST, predictor_name},
     error::BundleError,
     host::HostCosts,
     predictor::HeldOutError,
@@ -75,7 +75,7 @@ impl Bundle {
         let device = manifest.device.as_ref();
         let mut operators = Vec::new();
         for operator in Operator::ALL {
-            let has_samples = manifest.files.contains_key(&samples_name(operator));
+            let has_samples = self.samples_file(operator).is_some();
             let samples = if has_samples { self.operator_samples(operator)? } else { Vec::new() };
             let has_predictor = manifest.files.contains_key(&predictor_name(operator));
             let error = if has_predictor { Some(self.predictor(operator)?.error) } else { None };

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use plumbline_schema::{InputError, Operator, roofline::floor_ns};
+use plumbline_schema::{InputError, Location, Operator, roofline::floor_ns};
 use serde::Serialize;
 
 use crate::{
-    bundle::{Bundle, HOST, samples_name},
+    bundle::{Bundle, HOST},
     error::BundleError,
     manifest::MANIFEST,
     samples::Sample,
@@ -70,7 +70,15 @@ impl Bundle {
             let stem = name.strip_prefix(folder)?.strip_suffix(extension)?;
             Operator::ALL.into_iter().find(|operator| operator.name() == stem)
         };
-        if let Some(operator) = operator_of("samples/", ".csv") {
+        if let Some(operator) =
+            operator_of("samples/", ".csv").or_else(|| operator_of("samples/", ".csv.zst"))
+        {
+            if self.samples_file(operator).is_some_and(|file| file != name) {
+                let location = Location::Key("files".into());
+                let expected = format!("the samples of {operator} once");
+                let found = format!("`{name}` too");
+                return Err(BundleError::invalid(self.root.join(MANIFEST), location, expected, found));
+            }
             let samples = self.operator_samples(operator)?;
             report.num_samples += samples.len();
             report.problems.extend(self.below_floor(operator, &samples));
@@ -80,7 +88,7 @@ impl Bundle {
             let profile = self.engine(engine)?;
             if profile.name != engine {
                 let found = format!("`{}`", profile.name);
-                let location = plumbline_schema::Location::Key("name".into());
+                let location = Location::Key("name".into());
                 let expected = format!("`{engine}`, as the file is named");
                 return Err(BundleError::invalid(self.root.join(name), location, expected, found));
             }
@@ -90,7 +98,7 @@ impl Bundle {
             self.read_file(name)?;
             let known_folder = ["samples/", "predictors/", "engines/"].iter().find(|f| name.starts_with(**f));
             if let Some(folder) = known_folder {
-                let location = plumbline_schema::Location::Key("files".into());
+                let location = Location::Key("files".into());
                 let expected = format!("files of {folder} named after an operator or engine");
                 return Err(BundleError::invalid(self.root.join(MANIFEST), location, expected, name));
             }
@@ -100,7 +108,7 @@ impl Bundle {
 
     /// Samples that beat what the GPU's data sheet allows, in words.
     fn below_floor(&self, operator: Operator, samples: &[Sample]) -> Vec<String> {
-        let path = self.root.join(samples_name(operator));
+        let path = self.root.join(self.samples_file(operator).unwrap_or_default());
         let describe = |(i, sample): (usize, &Sample)| {
             let floor = floor_ns(&sample.shape, &self.manifest.gpu);
             (sample.stats.min_ns < floor).then(|| {

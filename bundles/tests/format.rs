@@ -65,6 +65,29 @@ fn update_adds_and_replaces() {
     assert!(missing.ends_with("no engine profile `third`: it has made-up, second"), "{missing}");
 }
 
+#[test]
+fn samples_may_be_compressed() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = csv::to_csv(Operator::Rope, &samples()[..2]);
+    let name = "samples/rope.csv.zst";
+    let mut writer = BundleWriter::new(&folder.path().join("b")).unwrap();
+    writer.add(name, &zstd::encode_all(&plain[..], 3).unwrap()).unwrap();
+    let mut bundle = writer.finish(manifest()).unwrap();
+    assert_eq!(bundle.samples().unwrap(), samples()[..2]);
+    assert!(bundle.verify().unwrap().is_sound());
+    // 100 MB of zeros pack into a few kilobytes.
+    let bomb = zstd::encode_all(&vec![0u8; 100 << 20][..], 3).unwrap();
+    bundle.update(vec![(name.into(), bomb)]).unwrap();
+    let error = bundle.samples().unwrap_err().to_string();
+    assert!(error.ends_with("expected at most 67108864 bytes unpacked, found more"), "{error}");
+    bundle.update(vec![(name.into(), plain.clone())]).unwrap();
+    let error = bundle.samples().unwrap_err().to_string();
+    assert!(error.ends_with("expected zstd-compressed text, found other bytes"), "{error}");
+    bundle.update(vec![("samples/rope.csv".into(), plain)]).unwrap();
+    let problems = bundle.verify().unwrap().problems;
+    assert!(problems[0].contains("expected the samples of rope once"), "{problems:?}");
+}
+
 /// The manifest is written last: a crash before it leaves the old bundle, or an error that says what to do.
 #[test]
 fn a_half_done_update_is_readable_or_says_what_to_do() {
