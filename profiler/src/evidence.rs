@@ -124,14 +124,14 @@ fn reduces_clocks(reasons: ThrottleReasons) -> Vec<String> {
 /// Readings at a steady pace, as many as fit [`MAX_READINGS`].
 #[derive(Clone, Debug)]
 pub(crate) struct Readings {
-    readings: Vec<GpuState>,
+    states: Vec<GpuState>,
     interval: Duration,
     last: Option<Instant>,
 }
 
 impl Default for Readings {
     fn default() -> Self {
-        Self { readings: Vec::new(), interval: FIRST_INTERVAL, last: None }
+        Self { states: Vec::new(), interval: FIRST_INTERVAL, last: None }
     }
 }
 
@@ -146,19 +146,19 @@ impl Readings {
     }
 
     fn push(&mut self, state: GpuState) {
-        if self.readings.len() == MAX_READINGS {
+        if self.states.len() == MAX_READINGS {
             let mut index = 0;
-            self.readings.retain(|_| {
+            self.states.retain(|_| {
                 index += 1;
                 index % 2 == 1
             });
             self.interval *= 2;
         }
-        self.readings.push(state);
+        self.states.push(state);
     }
 
     pub(crate) fn into_vec(self) -> Vec<GpuState> {
-        self.readings
+        self.states
     }
 }
 

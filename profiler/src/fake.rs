@@ -203,13 +203,13 @@ impl FakeDevice {
         bytes / (self.spec.hbm_bandwidth_bytes_per_s * MEMORY_EFFICIENCY) * 1e9 * factor
     }
 
-    fn operator_error(&self, point: &Point, reason: &str, fatal: bool) -> ProfileError {
+    fn operator_error(point: &Point, reason: &str, fatal: bool) -> ProfileError {
         ProfileError::Operator { operator: point.operator, shape: point.shape, reason: reason.into(), fatal }
     }
 
     fn check_alive(&self, point: &Point) -> Result<(), ProfileError> {
         if self.is_dead {
-            return Err(self.operator_error(point, "the device is gone", true));
+            return Err(Self::operator_error(point, "the device is gone", true));
         }
         Ok(())
     }
@@ -272,10 +272,10 @@ impl Device for FakeDevice {
                     if operator == point.operator && point.shape.values()[0] >= from =>
                 {
                     self.is_dead = fatal;
-                    return Err(self.operator_error(point, "launch failed", fatal));
+                    return Err(Self::operator_error(point, "launch failed", fatal));
                 }
                 Fault::OutOfMemory { num_bytes } if point.shape.bytes().0 > num_bytes => {
-                    return Err(self.operator_error(point, "out of memory", false));
+                    return Err(Self::operator_error(point, "out of memory", false));
                 }
                 Fault::BelowFloor { operator } if operator == point.operator => {
                     scale = 0.5 * floor_ns(&point.shape, &self.spec) / self.time_ns(point, cache);
@@ -290,7 +290,7 @@ impl Device for FakeDevice {
             // A picosecond is the least that the format can hold as a time.
             times.push((time_ns * noise()).max(1e-3));
             let stats = TimeStats::from_times(&times)
-                .ok_or_else(|| self.operator_error(point, "a time that is not finite", false))?;
+                .ok_or_else(|| Self::operator_error(point, "a time that is not finite", false))?;
             if rule.is_met_by(&stats) || stats.n >= rule.max_samples {
                 return Ok(Measurement { stats, kernel: "law".into(), hit_time_limit: false });
             }

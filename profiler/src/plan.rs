@@ -109,7 +109,7 @@ impl Plan {
                 checks.extend(new_checks.into_iter().filter(|check| seen_checks.insert(check.clone())));
             }
         }
-        let points = interleaved(points);
+        let points = interleaved(&points);
         checks.sort_by_key(|check| check.operator);
         Ok(Self {
             models: models.iter().map(|m| m.name.clone()).collect(),
@@ -126,7 +126,7 @@ impl Plan {
 }
 
 /// Orders the points of each operator cheap to long, and lets the operators advance together.
-fn interleaved(points: Vec<PlannedPoint>) -> Vec<PlannedPoint> {
+fn interleaved(points: &[PlannedPoint]) -> Vec<PlannedPoint> {
     let mut ranked = Vec::with_capacity(points.len());
     for operator in Operator::ALL {
         let mut own: Vec<_> = points.iter().filter(|p| p.point.operator == operator).cloned().collect();
