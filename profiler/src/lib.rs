@@ -5,13 +5,16 @@
 //!
 //! `cuda/` drives a real GPU, [`fake`] a device with a known law; both stand behind [`device::Device`].
 
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod evidence;
 pub mod fake;
 pub mod plan;
 pub mod profile;
+pub mod reference;
 
+pub use cuda::CudaDevice;
 pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
 pub use error::ProfileError;
 pub use evidence::NvmlMonitor;

@@ -1,0 +1,197 @@
+//! What an attention launch is told about its sequences: block tables, tiles of queries, splits of keys.
+
+use plumbline_schema::{Heads, StepBatch};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+/// Tokens of a KV block.
+pub const BLOCK_SIZE: u32 = 16;
+/// Q heads that share a block of the decode kernel.
+pub const DECODE_GROUP: u32 = 8;
+/// Warps of a block of the decode kernel, each with KV blocks of its own.
+const DECODE_WARPS: u32 = 4;
+/// Blocks of the decode kernel that a multiprocessor holds.
+const DECODE_BLOCKS_PER_SM: u32 = 3;
+/// Most KV blocks of one split: small enough that uneven sequences still fill the chip.
+const MAX_SPLIT_BLOCKS: u32 = 64;
+
+/// The prefill kernel's work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefillPlan {
+    /// First token, tokens, context and 0 of each chunk.
+    pub seqs: Vec<[i32; 4]>,
+    /// Chunk and first row of each tile, longest first.
+    pub tiles: Vec<[i32; 2]>,
+    /// Tiles of 16 rows a warp; a block has four warps.
+    pub warp_tiles: u32,
+}
+
+/// The decode kernel's work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodePlan {
+    /// Token, keys, first item and number of items of each sequence.
+    pub seqs: Vec<[i32; 4]>,
+    /// Sequence, first KV block, past the last KV block and 0 of each split.
+    pub items: Vec<[i32; 4]>,
+}
+
+/// One step's attention. Tokens of the prefill chunks come first, then the decodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttentionPlan {
+    /// Rows of `q` and `out`.
+    pub num_tokens: u32,
+    /// KV blocks of the caches.
+    pub num_blocks: u32,
+    /// Entries of a row of the block table.
+    pub table_stride: u32,
+    /// A row a sequence, prefill chunks first.
+    pub block_table: Vec<i32>,
+    /// Chunks, if there are any.
+    pub prefill: Option<PrefillPlan>,
+    /// Decodes, if there are any.
+    pub decode: Option<DecodePlan>,
+}
+
+impl AttentionPlan {
+    /// Plans a step for a GPU of `num_sms`; blocks are dealt at random, by `seed`.
+    pub fn new(batch: &StepBatch, heads: Heads, num_sms: u32, seed: u64) -> Self {
+        let chunks = batch.prefill_chunks.iter().filter(|chunk| chunk.num_tokens > 0);
+        let chunks: Vec<_> = chunks.map(|chunk| (chunk.num_tokens, chunk.context_len)).collect();
+        let decode_lengths: Vec<u32> = batch.decode_contexts.iter().map(|context| context + 1).collect();
+        let lengths: Vec<u32> =
+            chunks.iter().map(|(tokens, context)| tokens + context).chain(decode_lengths.iter().copied()).collect();
+
+        let (block_table, table_stride, num_blocks) = block_table(&lengths, seed);
+        let num_prefill_tokens: u32 = chunks.iter().map(|(tokens, _)| tokens).sum();
+        Self {
+            num_tokens: num_prefill_tokens + decode_lengths.len() as u32,
+            num_blocks,
+            table_stride,
+            block_table,
+            prefill: (!chunks.is_empty()).then(|| prefill_plan(&chunks, heads, num_sms)),
+            decode: (!decode_lengths.is_empty())
+                .then(|| decode_plan(&decode_lengths, num_prefill_tokens, heads, num_sms)),
+        }
+    }
+}
+
+/// Deals every sequence the blocks it needs. The rows are padded with block 0 to a multiple of four entries.
+fn block_table(lengths: &[u32], seed: u64) -> (Vec<i32>, u32, u32) {
+    let blocks: Vec<u32> = lengths.iter().map(|length| length.div_ceil(BLOCK_SIZE)).collect();
+    let num_blocks: u32 = blocks.iter().sum();
+    let stride = blocks.iter().copied().max().unwrap_or(0).next_multiple_of(4);
+    let mut deck: Vec<i32> = (0..num_blocks as i32).collect();
+    let mut random = Pcg64Mcg::seed_from_u64(seed);
+    for i in (1..deck.len()).rev() {
+        deck.swap(i, random.random_range(0..=i));
+    }
+    let mut table = vec![0; lengths.len() * stride as usize];
+    let mut dealt = 0;
+    for (row, &count) in table.chunks_mut(stride.max(1) as usize).zip(&blocks) {
+        row[..count as usize].copy_from_slice(&deck[dealt..dealt + count as usize]);
+        dealt += count as usize;
+    }
+    (table, stride, num_blocks)
+}
+
+fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, num_sms: u32) -> PrefillPlan {
+    let count_tiles = |rows: u32| chunks.iter().map(|(tokens, _)| tokens.div_ceil(rows)).sum::<u32>();
+    // Large tiles read keys half as often, small ones fill the chip when there are few queries.
+    let warp_tiles = if count_tiles(128) * heads.num_q_heads >= num_sms { 2 } else { 1 };
+    let rows = 64 * warp_tiles;
+    let mut first_token = 0;
+    let mut seqs = Vec::with_capacity(chunks.len());
+    let mut tiles = Vec::new();
+    for (seq, &(tokens, context)) in chunks.iter().enumerate() {
+        seqs.push([first_token as i32, tokens as i32, context as i32, 0]);
+        tiles.extend((0..tokens.div_ceil(rows)).map(|tile| [seq as i32, (tile * rows) as i32]));
+        first_token += tokens;
+    }
+    let keys = |tile: &[i32; 2]| chunks[tile[0] as usize].1 + tile[1] as u32;
+    tiles.sort_by_key(|tile| std::cmp::Reverse(keys(tile)));
+    PrefillPlan { seqs, tiles, warp_tiles }
+}
+
+fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) -> DecodePlan {
+    let columns = decode_columns(heads);
+    let total: u64 = lengths.iter().map(|length| u64::from(length.div_ceil(BLOCK_SIZE))).sum();
+    let capacity = u64::from(num_sms * DECODE_BLOCKS_PER_SM);
+    let fair = (total * u64::from(columns)).div_ceil(capacity.max(1));
+    let fair = (fair.min(u64::from(MAX_SPLIT_BLOCKS)) as u32).next_multiple_of(DECODE_WARPS);
+    let mut seqs = Vec::with_capacity(lengths.len());
+    let mut items = Vec::new();
+    for (seq, &length) in lengths.iter().enumerate() {
+        let blocks = length.div_ceil(BLOCK_SIZE);
+        let splits = blocks.div_ceil(fair);
+        // Even shares, so that no split is a leftover.
+        let share = blocks.div_ceil(splits);
+        let splits = blocks.div_ceil(share);
+        seqs.push([(first_token as usize + seq) as i32, length as i32, items.len() as i32, splits as i32]);
+        items.extend((0..splits).map(|split| {
+            let begin = split * share;
+            [seq as i32, begin as i32, (begin + share).min(blocks) as i32, 0]
+        }));
+    }
+    DecodePlan { seqs, items }
+}
+
+/// Blocks of the decode kernel side by side for one split.
+pub fn decode_columns(heads: Heads) -> u32 {
+    heads.num_kv_heads * (heads.num_q_heads / heads.num_kv_heads).div_ceil(DECODE_GROUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: Heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+
+    fn plan(chunks: &str, decodes: &str) -> AttentionPlan {
+        AttentionPlan::new(&StepBatch::parse(chunks, decodes).unwrap(), HEADS, 132, 7)
+    }
+
+    #[test]
+    fn every_block_belongs_to_one_place() {
+        let plan = plan("100:37;16:0", "0;15;16;700");
+        assert_eq!(plan.num_tokens, 120);
+        // 9 + 1 blocks of the chunks, 1 + 1 + 2 + 44 of the decodes.
+        assert_eq!((plan.num_blocks, plan.table_stride), (58, 44));
+        let lengths = [137usize, 16, 1, 16, 17, 701];
+        let mut used: Vec<i32> = plan
+            .block_table
+            .chunks(44)
+            .zip(lengths)
+            .flat_map(|(row, length)| row[..length.div_ceil(16)].to_vec())
+            .collect();
+        used.sort_unstable();
+        assert_eq!(used, (0..58).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn tiles_cover_each_query_once_longest_first() {
+        let plan = plan("300:37;16:900", "");
+        let prefill = plan.prefill.unwrap();
+        assert_eq!(prefill.seqs, [[0, 300, 37, 0], [300, 16, 900, 0]]);
+        assert_eq!(prefill.warp_tiles, 1);
+        assert_eq!(prefill.tiles[0], [1, 0]);
+        let rows: Vec<_> = prefill.tiles.iter().filter(|tile| tile[0] == 0).map(|tile| tile[1]).collect();
+        assert_eq!(rows, [256, 192, 128, 64, 0]);
+        assert!(plan.decode.is_none());
+    }
+
+    #[test]
+    fn splits_cover_each_key_block_once_and_fill_the_chip() {
+        let plan = plan("5:0", "519;519;8191;0");
+        let decode = plan.decode.unwrap();
+        for (seq, &[token, length, first, count]) in decode.seqs.iter().enumerate() {
+            assert_eq!(token, 5 + seq as i32);
+            let items = &decode.items[first as usize..(first + count) as usize];
+            assert_eq!(items[0][1], 0);
+            assert_eq!(items.last().unwrap()[2], (length + 15) / 16);
+            assert!(items.windows(2).all(|pair| pair[0][2] == pair[1][1]));
+            assert!(items.iter().all(|item| item[0] == seq as i32 && item[1] < item[2]));
+        }
+        let blocks = decode.items.len() as u32 * decode_columns(HEADS);
+        assert!(blocks > 300, "{blocks}");
+    }
+}

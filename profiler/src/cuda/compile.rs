@@ -1,0 +1,182 @@
+//! The kernels' sources and their run-time compilation.
+
+use std::ffi::{CStr, CString};
+
+use cudarc::nvrtc::{result, sys};
+use sha2::{Digest, Sha256};
+
+use crate::error::ProfileError;
+
+/// A kernel's source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSource {
+    /// Entry point, and the file's name without `.cu`.
+    pub name: &'static str,
+    /// Text of `kernels/<name>.cu`.
+    pub text: &'static str,
+    /// The sets of macro definitions it is compiled with.
+    pub variants: &'static [&'static [&'static str]],
+}
+
+const COMMON: &str = include_str!("../../kernels/common.cuh");
+const OPTIONS: [&str; 1] = ["--std=c++17"];
+const PLAIN: &[&[&str]] = &[&[]];
+const BY_HEAD_DIM: &[&[&str]] = &[&["HEAD_DIM=64"], &["HEAD_DIM=128"]];
+
+macro_rules! source {
+    ($name:literal, $variants:expr) => {
+        KernelSource {
+            name: $name,
+            text: include_str!(concat!("../../kernels/", $name, ".cu")),
+            variants: $variants,
+        }
+    };
+}
+
+impl KernelSource {
+    /// Every kernel.
+    pub const ALL: [Self; 10] = [
+        source!("fill", PLAIN),
+        source!("embedding", PLAIN),
+        source!("rms_norm", PLAIN),
+        source!("qk_norm", BY_HEAD_DIM),
+        source!("rope", BY_HEAD_DIM),
+        source!("kv_cache_write", PLAIN),
+        source!(
+            "attention_prefill",
+            &[
+                &["HEAD_DIM=64", "WARP_TILES=1"],
+                &["HEAD_DIM=64", "WARP_TILES=2"],
+                &["HEAD_DIM=128", "WARP_TILES=1"],
+                &["HEAD_DIM=128", "WARP_TILES=2"],
+            ]
+        ),
+        source!("attention_decode", BY_HEAD_DIM),
+        source!("silu_mul", PLAIN),
+        source!("sample", PLAIN),
+    ];
+
+    /// A kernel by name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        Self::ALL.iter().find(|source| source.name == name)
+    }
+}
+
+/// SHA-256 over every source, its variants and the options, hex.
+#[must_use]
+pub fn kernel_hash() -> String {
+    let mut hash = Sha256::new();
+    let mut part = |text: &str| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    part(COMMON);
+    OPTIONS.iter().for_each(|option| part(option));
+    for source in &KernelSource::ALL {
+        part(source.name);
+        part(source.text);
+        source.variants.iter().for_each(|definitions| part(&definitions.join(" ")));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Compute capabilities, times ten, that NVRTC compiles for.
+///
+/// # Errors
+/// When NVRTC does not say.
+pub fn supported_architectures() -> Result<Vec<u32>, ProfileError> {
+    let failed = |error: result::NvrtcError| ProfileError::Device {
+        call: "nvrtcGetSupportedArchs".to_owned(),
+        reason: format!("{error:?}"),
+    };
+    let mut count = 0;
+    // SAFETY: the count is written to a valid place, and the list has that many.
+    unsafe {
+        sys::nvrtcGetNumSupportedArchs(&raw mut count).result().map_err(failed)?;
+        let mut list = vec![0i32; count.max(0) as usize];
+        sys::nvrtcGetSupportedArchs(list.as_mut_ptr()).result().map_err(failed)?;
+        Ok(list.into_iter().map(|arch| arch as u32).collect())
+    }
+}
+
+/// NVRTC's version, as `13.0`.
+pub(super) fn nvrtc_version() -> Result<String, ProfileError> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both numbers are written to valid places.
+    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }
+        .result()
+        .map_err(|e| ProfileError::Device { call: "nvrtcVersion".to_owned(), reason: format!("{e:?}") })?;
+    Ok(format!("{major}.{minor}"))
+}
+
+/// Compiles a kernel for a compute capability (times ten), into an image that the driver loads.
+///
+/// A GPU that NVRTC does not know yet gets PTX of the newest architecture it knows below it.
+///
+/// # Errors
+/// The compiler's log.
+pub fn compile(
+    source: &KernelSource,
+    definitions: &[&str],
+    architecture: u32,
+) -> Result<Vec<u8>, ProfileError> {
+    let known = supported_architectures()?;
+    let (is_native, target) = match known.iter().filter(|&&arch| arch <= architecture).max() {
+        Some(&best) => (best == architecture, best),
+        None => (true, architecture),
+    };
+    let kind = if is_native { "sm" } else { "compute" };
+    let mut options = vec![format!("--gpu-architecture={kind}_{target}")];
+    options.extend(OPTIONS.iter().map(|&option| option.to_owned()));
+    options.extend(definitions.iter().map(|definition| format!("--define-macro={definition}")));
+    let file = format!("{}.cu", source.name);
+    let text = format!("{COMMON}\n#line 1 \"{file}\"\n{}", source.text);
+    run_compiler(&text, &file, &options, is_native).map_err(|log| ProfileError::Compile {
+        kernel: file,
+        options: options.join(" "),
+        log,
+    })
+}
+
+fn run_compiler(text: &str, file: &str, options: &[String], is_native: bool) -> Result<Vec<u8>, String> {
+    let say = |call: &'static str| move |error: result::NvrtcError| format!("{call}: {error:?}");
+    let text = CString::new(text).map_err(|error| error.to_string())?;
+    let file = CString::new(file).map_err(|error| error.to_string())?;
+    let program = result::create_program(&text, Some(&file)).map_err(say("nvrtcCreateProgram"))?;
+    // SAFETY: the program was just created and is destroyed once, below.
+    let image = unsafe {
+        match result::compile_program(program, options) {
+            Err(error) => Err(compiler_log(program).unwrap_or_else(|| format!("{error:?}"))),
+            Ok(()) if is_native => cubin(program).map_err(say("nvrtcGetCUBIN")),
+            Ok(()) => result::get_ptx(program)
+                .map(|ptx| ptx.into_iter().map(|c| c as u8).collect())
+                .map_err(say("nvrtcGetPTX")),
+        }
+    };
+    // SAFETY: as above.
+    let _ = unsafe { result::destroy_program(program) };
+    image
+}
+
+/// # Safety
+/// The program has been compiled and not been destroyed.
+unsafe fn cubin(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::NvrtcError> {
+    let mut size = 0;
+    // SAFETY: the image is as large as NVRTC says.
+    unsafe {
+        sys::nvrtcGetCUBINSize(program, &raw mut size).result()?;
+        let mut image = vec![0u8; size];
+        sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()?;
+        Ok(image)
+    }
+}
+
+/// # Safety
+/// The program has not been destroyed.
+unsafe fn compiler_log(program: sys::nvrtcProgram) -> Option<String> {
+    // SAFETY: as this function's own.
+    let log = unsafe { result::get_program_log(program) }.ok()?;
+    let bytes: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
+    Some(CStr::from_bytes_until_nul(&bytes).ok()?.to_string_lossy().into_owned())
+}

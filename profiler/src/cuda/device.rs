@@ -1,0 +1,248 @@
+//! [`CudaDevice`]: a GPU behind the [`Device`] seam.
+
+use cudarc::driver::{CudaContext, DriverError, result, sys};
+use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeStats};
+use plumbline_schema::{Bytes, GpuSpec};
+
+use super::{
+    check,
+    compile::{kernel_hash, nvrtc_version},
+    driver::{CudaError, CudaResult},
+    gemm::CublasLt,
+    host, libraries,
+    operands::Gpu,
+    timing,
+};
+use crate::{
+    device::{Ceilings, CheckReport, Device, Measurement, Point, StoppingRule},
+    error::ProfileError,
+    evidence::{NvmlIdentity, NvmlMonitor},
+};
+
+/// The lowest compute capability, times ten, whose instructions the kernels use.
+const MIN_COMPUTE_CAPABILITY: u32 = 80;
+
+/// A GPU driven through CUDA.
+pub struct CudaDevice {
+    gpu: Gpu,
+    identity: DeviceIdentity,
+    spec: GpuSpec,
+    monitor: Result<NvmlMonitor, String>,
+    num_checks: u64,
+}
+
+impl CudaDevice {
+    /// Opens a GPU by its number and takes the memory to measure with.
+    ///
+    /// # Errors
+    /// [`ProfileError::NoDevice`] when a library, a driver or the GPU is missing, or the GPU is too old.
+    pub fn open(ordinal: usize) -> Result<Self, ProfileError> {
+        libraries::require_all()?;
+        let context = CudaContext::new(ordinal).map_err(|error| no_device("opening the GPU", error))?;
+        let mut identity = identify(&context)?;
+        let monitor = bus_id(&context)
+            .map_err(|error| format!("the driver does not tell the bus id: {:?}", error.0))
+            .and_then(|bus_id| NvmlMonitor::open(&bus_id));
+        if let Ok(monitor) = &monitor {
+            let NvmlIdentity { driver_version, ecc, mig } = monitor.identity();
+            (identity.driver_version, identity.ecc, identity.mig) = (driver_version, ecc, mig);
+        }
+        if identity.compute_capability < MIN_COMPUTE_CAPABILITY {
+            return Err(ProfileError::NoDevice {
+                reason: format!(
+                    "the kernels need compute capability 8.0, {} has {:.1}",
+                    identity.device_name,
+                    f64::from(identity.compute_capability) / 10.0
+                ),
+            });
+        }
+        let spec = match GpuSpec::by_device_name(&identity.device_name) {
+            Some(spec) => spec,
+            None => spec_from_driver(&context, &identity).map_err(|error| no_device("its data", error))?,
+        };
+        let gpu = Gpu::new(&context, identity.compute_capability, identity.num_sms, identity.l2_bytes)
+            .map_err(|error| match error {
+                CudaError::Compile(error) => error,
+                other => ProfileError::NoDevice { reason: other.to_string() },
+            })?;
+        Ok(Self { gpu, identity, spec, monitor, num_checks: 0 })
+    }
+
+    /// GPUs that the driver shows, 0 when there is none.
+    ///
+    /// # Errors
+    /// [`ProfileError::NoDevice`] when a library is missing or the driver does not start.
+    pub fn count() -> Result<usize, ProfileError> {
+        libraries::require_all()?;
+        let count = CudaContext::device_count().map_err(|error| no_device("counting GPUs", error))?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// NVML's view of the device, or why there is none.
+    ///
+    /// # Errors
+    /// In words, for the notes of the evidence.
+    pub fn monitor(&self) -> Result<&NvmlMonitor, &str> {
+        self.monitor.as_ref().map_err(String::as_str)
+    }
+
+    /// Runs device work on this thread, and names the point if it fails.
+    fn at_point<T>(
+        &mut self,
+        point: &Point,
+        work: impl FnOnce(&mut Gpu) -> CudaResult<T>,
+    ) -> Result<T, ProfileError> {
+        self.bind()?;
+        work(&mut self.gpu).map_err(|error| match error {
+            CudaError::Compile(error) => error,
+            other => ProfileError::Operator {
+                operator: point.operator,
+                shape: point.shape,
+                reason: other.to_string(),
+                fatal: self.is_broken(),
+            },
+        })
+    }
+
+    fn elsewhere<T>(
+        &mut self,
+        call: &str,
+        work: impl FnOnce(&mut Gpu) -> CudaResult<T>,
+    ) -> Result<T, ProfileError> {
+        self.bind()?;
+        work(&mut self.gpu).map_err(|error| match error {
+            CudaError::Compile(error) => error,
+            other => ProfileError::Device { call: call.to_owned(), reason: other.to_string() },
+        })
+    }
+
+    fn bind(&self) -> Result<(), ProfileError> {
+        self.gpu.context.bind_to_thread().map_err(|error| ProfileError::Device {
+            call: "cuCtxSetCurrent".to_owned(),
+            reason: format!("{:?}", error.0),
+        })
+    }
+
+    /// Whether an error has stuck to the context, as after an illegal access: then every later call fails.
+    fn is_broken(&self) -> bool {
+        result::ctx::synchronize().is_err() || self.gpu.stream.synchronize().is_err()
+    }
+}
+
+impl Device for CudaDevice {
+    fn identity(&self) -> &DeviceIdentity {
+        &self.identity
+    }
+
+    fn spec(&self) -> &GpuSpec {
+        &self.spec
+    }
+
+    fn state(&mut self) -> GpuState {
+        self.monitor.as_ref().map(NvmlMonitor::state).unwrap_or_default()
+    }
+
+    fn check(&mut self, point: &Point) -> Result<CheckReport, ProfileError> {
+        self.num_checks += 1;
+        let seed = self.num_checks;
+        self.at_point(point, |gpu| check::check(gpu, point, seed))
+    }
+
+    fn measure(
+        &mut self,
+        point: &Point,
+        cache: CacheState,
+        rule: &StoppingRule,
+    ) -> Result<Measurement, ProfileError> {
+        self.at_point(point, |gpu| {
+            let prepared = gpu.prepare(point, cache)?;
+            let times = timing::time(gpu, &prepared.sets, rule)?;
+            let stats = TimeStats::from_times(&times.times_ns)
+                .ok_or_else(|| CudaError::Unsupported("no finite times were measured".to_owned()))?;
+            Ok(Measurement { stats, kernel: prepared.kernel, hit_time_limit: times.hit_time_limit })
+        })
+    }
+
+    fn ceilings(&mut self) -> Result<Ceilings, ProfileError> {
+        self.elsewhere("ceilings", host::ceilings)
+    }
+
+    fn host_costs(&mut self) -> Result<HostCosts, ProfileError> {
+        self.elsewhere("host costs", host::host_costs)
+    }
+}
+
+fn no_device(what: &str, error: DriverError) -> ProfileError {
+    ProfileError::NoDevice { reason: format!("{what} failed: {:?}", error.0) }
+}
+
+/// The GPU's place, as NVML takes it: the two number GPUs differently.
+fn bus_id(context: &CudaContext) -> Result<String, DriverError> {
+    use sys::CUdevice_attribute as Attribute;
+    let domain = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let device = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Ok(format!("{domain:08x}:{bus:02x}:{device:02x}.0"))
+}
+
+fn identify(context: &CudaContext) -> Result<DeviceIdentity, ProfileError> {
+    let attribute = |attribute| -> Result<u64, ProfileError> {
+        let value = context.attribute(attribute).map_err(|error| no_device("cuDeviceGetAttribute", error))?;
+        Ok(value.max(0) as u64)
+    };
+    let name = context.name().map_err(|error| no_device("cuDeviceGetName", error))?;
+    let memory_bytes = context.total_mem().map_err(|error| no_device("cuDeviceTotalMem", error))?;
+    let (major, minor) =
+        context.compute_capability().map_err(|error| no_device("cuDeviceGetAttribute", error))?;
+    let mut cuda_driver_version = 0;
+    // SAFETY: the version is written to a valid place.
+    unsafe { sys::cuDriverGetVersion(&raw mut cuda_driver_version) }
+        .result()
+        .map_err(|error| no_device("cuDriverGetVersion", error))?;
+    Ok(DeviceIdentity {
+        device_name: name,
+        compute_capability: (10 * major + minor).max(0) as u32,
+        num_sms: attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+        l2_bytes: attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        memory_bytes: memory_bytes as u64,
+        driver_version: None,
+        cuda_driver_version,
+        nvrtc_version: nvrtc_version()?,
+        cublaslt_version: CublasLt::version(),
+        ecc: None,
+        mig: None,
+        kernel_hash: kernel_hash(),
+    })
+}
+
+/// A data sheet made of what the driver says, for a GPU that none is shipped for.
+///
+/// Dense bf16 rates a multiprocessor and clock are those of its architecture: 2,048 FLOP on 8.0, 1,024 on other
+/// 8.x and on 12.x, 4,096 on 9.0, 8,192 on 10.x (NVIDIA's architecture white papers). fp32: 128 on 8.0, else 256.
+fn spec_from_driver(context: &CudaContext, identity: &DeviceIdentity) -> Result<GpuSpec, DriverError> {
+    use sys::CUdevice_attribute as Attribute;
+    let clock_mhz = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?.max(0) as u32 / 1000;
+    let memory_khz = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bus_bits = context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+    let (bf16_flops, fp32_flops) = match identity.compute_capability {
+        80 => (2048.0, 128.0),
+        90..=99 => (4096.0, 256.0),
+        100..=119 => (8192.0, 256.0),
+        _ => (1024.0, 256.0),
+    };
+    let sm_clocks_per_s = f64::from(identity.num_sms) * f64::from(clock_mhz) * 1e6;
+    Ok(GpuSpec {
+        name: identity.device_name.to_lowercase().replace(' ', "-"),
+        compute_capability: identity.compute_capability,
+        num_sms: identity.num_sms,
+        bf16_flops_per_s: bf16_flops * sm_clocks_per_s,
+        fp32_flops_per_s: fp32_flops * sm_clocks_per_s,
+        // Two transfers a clock.
+        hbm_bandwidth_bytes_per_s: 2.0 * f64::from(memory_khz) * 1e3 * f64::from(bus_bits) / 8.0,
+        hbm_bytes: Bytes(identity.memory_bytes),
+        l2_bytes: Bytes(identity.l2_bytes),
+        boost_clock_mhz: clock_mhz,
+        max_clock_mhz: clock_mhz,
+        power_limit_w: 0,
+    })
+}

@@ -1,0 +1,266 @@
+//! What of the CUDA driver is used, with errors as values and resources that free themselves.
+
+use std::{ffi::c_void, ptr::null_mut, sync::Arc};
+
+use cudarc::driver::{CudaContext, DriverError, result, sys};
+use thiserror::Error;
+
+use crate::error::ProfileError;
+
+/// A failed call or an operator that cannot run.
+#[derive(Debug, Error)]
+pub enum CudaError {
+    /// The driver or a library refused.
+    #[error("{call}: {reason}")]
+    Call { call: &'static str, reason: String },
+    /// The device's memory does not hold the operands.
+    #[error("needs {needed} bytes of device memory for {what}, {available} are there")]
+    OutOfMemory { what: &'static str, needed: u64, available: u64 },
+    /// The kernels do not cover the shape.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A kernel does not compile.
+    #[error(transparent)]
+    Compile(#[from] ProfileError),
+}
+
+/// Result of device work.
+pub type CudaResult<T> = Result<T, CudaError>;
+
+/// Names the call that a driver error came from.
+pub trait Named<T> {
+    /// Turns the error into a [`CudaError`] that says what was called.
+    fn named(self, call: &'static str) -> CudaResult<T>;
+}
+
+impl<T> Named<T> for Result<T, DriverError> {
+    fn named(self, call: &'static str) -> CudaResult<T> {
+        self.map_err(|error| CudaError::Call { call, reason: format!("{:?}", error.0) })
+    }
+}
+
+/// A stream and the context it lives in.
+pub struct Stream {
+    context: Arc<CudaContext>,
+    raw: sys::CUstream,
+}
+
+impl Stream {
+    pub fn new(context: &Arc<CudaContext>) -> CudaResult<Self> {
+        context.bind_to_thread().named("cuCtxSetCurrent")?;
+        let raw = result::stream::create(result::stream::StreamKind::NonBlocking).named("cuStreamCreate")?;
+        Ok(Self { context: context.clone(), raw })
+    }
+
+    pub fn raw(&self) -> sys::CUstream {
+        self.raw
+    }
+
+    pub fn synchronize(&self) -> CudaResult<()> {
+        // SAFETY: the stream lives as long as self.
+        unsafe { result::stream::synchronize(self.raw) }.named("cuStreamSynchronize")
+    }
+
+    /// Sets bytes to a value.
+    pub fn fill_bytes(&self, address: u64, value: u8, num_bytes: usize) -> CudaResult<()> {
+        // SAFETY: callers pass memory they own.
+        unsafe { result::memset_d8_async(address, value, num_bytes, self.raw) }.named("cuMemsetD8Async")
+    }
+
+    /// Copies within the device.
+    pub fn copy_on_device(&self, to: u64, from: u64, num_bytes: usize) -> CudaResult<()> {
+        // SAFETY: callers pass memory they own.
+        unsafe { result::memcpy_dtod_async(to, from, num_bytes, self.raw) }.named("cuMemcpyDtoDAsync")
+    }
+
+    /// Records what `enqueue` puts on the stream into a graph that can be replayed.
+    pub fn capture(&self, enqueue: impl FnOnce() -> CudaResult<()>) -> CudaResult<Graph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is idle or holds work that capture does not touch.
+        unsafe { result::stream::begin_capture(self.raw, mode) }.named("cuStreamBeginCapture")?;
+        let enqueued = enqueue();
+        // SAFETY: capture was begun above; it must end even when enqueueing failed.
+        let ended = unsafe { result::stream::end_capture(self.raw) }.named("cuStreamEndCapture");
+        enqueued?;
+        let graph = ended?;
+        let flags = sys::CUgraphInstantiate_flags(0);
+        // SAFETY: the graph was just captured.
+        match unsafe { result::graph::instantiate(graph, flags) }.named("cuGraphInstantiate") {
+            Ok(exec) => Ok(Graph { graph, exec, _context: self.context.clone() }),
+            Err(error) => {
+                // SAFETY: nothing else refers to the graph.
+                let _ = unsafe { result::graph::destroy(graph) };
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: the stream was created by this value; an error on the way out has no one to go to.
+        let _ = unsafe { result::stream::destroy(self.raw) };
+    }
+}
+
+/// A recorded sequence of launches.
+pub struct Graph {
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+    _context: Arc<CudaContext>,
+}
+
+impl Graph {
+    pub fn upload(&self, stream: &Stream) -> CudaResult<()> {
+        // SAFETY: graph and stream live.
+        unsafe { result::graph::upload(self.exec, stream.raw) }.named("cuGraphUpload")
+    }
+
+    pub fn launch(&self, stream: &Stream) -> CudaResult<()> {
+        // SAFETY: graph and stream live.
+        unsafe { result::graph::launch(self.exec, stream.raw) }.named("cuGraphLaunch")
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: both handles were created by Stream::capture and are used by no one else.
+        unsafe {
+            let _ = result::graph::exec_destroy(self.exec);
+            let _ = result::graph::destroy(self.graph);
+        }
+    }
+}
+
+/// A point on a stream whose time can be read.
+pub struct Event {
+    raw: sys::CUevent,
+    _context: Arc<CudaContext>,
+}
+
+impl Event {
+    pub fn new(context: &Arc<CudaContext>) -> CudaResult<Self> {
+        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).named("cuEventCreate")?;
+        Ok(Self { raw, _context: context.clone() })
+    }
+
+    pub fn record(&self, stream: &Stream) -> CudaResult<()> {
+        // SAFETY: event and stream live.
+        unsafe { result::event::record(self.raw, stream.raw) }.named("cuEventRecord")
+    }
+
+    /// Nanoseconds from this event to a later one; both must have happened.
+    pub fn elapsed_ns(&self, later: &Self) -> CudaResult<f64> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let mut milliseconds = 0.0f32;
+        // The bindings of CUDA 13 know only the call's second version, which drivers before 12.8 lack.
+        // SAFETY: every driver exports this symbol with this signature; the events live.
+        let code = unsafe {
+            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
+            elapsed.map(|call| call(&raw mut milliseconds, self.raw, later.raw))
+        };
+        let code = code
+            .map_err(|error| CudaError::Call { call: "cuEventElapsedTime", reason: error.to_string() })?;
+        code.result().named("cuEventElapsedTime")?;
+        Ok(f64::from(milliseconds) * 1e6)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event was created by this value.
+        let _ = unsafe { result::event::destroy(self.raw) };
+    }
+}
+
+/// Device memory of its own.
+pub struct DeviceMemory {
+    address: u64,
+    num_bytes: u64,
+    _context: Arc<CudaContext>,
+}
+
+impl DeviceMemory {
+    pub fn new(context: &Arc<CudaContext>, num_bytes: u64) -> CudaResult<Self> {
+        // SAFETY: the memory is not read before it is written.
+        let address = unsafe { result::malloc_sync(num_bytes.max(1) as usize) }.named("cuMemAlloc")?;
+        Ok(Self { address, num_bytes, _context: context.clone() })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub fn num_bytes(&self) -> u64 {
+        self.num_bytes
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        // SAFETY: the memory was allocated by this value.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// Copies a slice to the device and waits.
+pub fn upload<T: Copy>(address: u64, values: &[T]) -> CudaResult<()> {
+    // SAFETY: callers pass memory that holds the slice.
+    unsafe { result::memcpy_htod_sync(address, values) }.named("cuMemcpyHtoD")
+}
+
+/// Copies from the device into a slice and waits.
+pub fn download<T: Copy>(values: &mut [T], address: u64) -> CudaResult<()> {
+    // SAFETY: callers pass memory that holds as many values, of a type without invalid bit patterns.
+    unsafe { result::memcpy_dtoh_sync(values, address) }.named("cuMemcpyDtoH")
+}
+
+/// A kernel's arguments: each a slot of eight bytes, of which a 32-bit one uses the low half.
+#[derive(Clone, Debug, Default)]
+pub struct Args(Vec<u64>);
+
+impl Args {
+    pub fn u64(mut self, value: u64) -> Self {
+        self.0.push(value);
+        self
+    }
+
+    pub fn u32(self, value: u32) -> Self {
+        self.u64(u64::from(value))
+    }
+
+    pub fn f32(self, value: f32) -> Self {
+        self.u32(value.to_bits())
+    }
+}
+
+/// A kernel ready to launch.
+#[derive(Clone, Debug)]
+pub struct KernelLaunch {
+    pub function: sys::CUfunction,
+    pub grid: (u32, u32),
+    pub num_threads: u32,
+    pub shared_bytes: u32,
+    pub args: Args,
+}
+
+impl KernelLaunch {
+    pub fn enqueue(&self, stream: &Stream) -> CudaResult<()> {
+        let mut slots: [*mut c_void; 24] = [null_mut(); 24];
+        for (slot, value) in slots.iter_mut().zip(&self.args.0) {
+            *slot = std::ptr::from_ref(value).cast_mut().cast();
+        }
+        // SAFETY: the arguments match the kernel's parameters, which each builder in `launch` sees to.
+        unsafe {
+            result::launch_kernel(
+                self.function,
+                (self.grid.0, self.grid.1, 1),
+                (self.num_threads, 1, 1),
+                self.shared_bytes,
+                stream.raw,
+                &mut slots[..self.args.0.len()],
+            )
+        }
+        .named("cuLaunchKernel")
+    }
+}

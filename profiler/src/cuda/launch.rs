@@ -1,0 +1,283 @@
+//! Operators with their operands, as launches.
+
+use std::rc::Rc;
+
+use plumbline_schema::Heads;
+
+use super::{
+    attention::{AttentionPlan, DECODE_GROUP, decode_columns},
+    driver::{Args, CudaError, CudaResult, KernelLaunch, Stream},
+    gemm::GemmLaunch,
+    kernels::Kernels,
+};
+
+/// Added to the mean square before its root, as Llama and Qwen do within a factor of ten.
+pub const RMS_EPSILON: f32 = 1e-6;
+/// Elements of a vector access.
+const VECTOR: u32 = 8;
+
+/// One piece of device work.
+#[derive(Clone)]
+pub enum Launch {
+    Kernel(KernelLaunch),
+    Gemm(Rc<GemmLaunch>),
+}
+
+impl Launch {
+    pub fn enqueue(&self, stream: &Stream) -> CudaResult<()> {
+        match self {
+            Self::Kernel(kernel) => kernel.enqueue(stream),
+            Self::Gemm(gemm) => gemm.enqueue(stream),
+        }
+    }
+}
+
+/// Where an attention launch's operands lie.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionOperands {
+    pub q: u64,
+    /// Elements from one token's queries to the next's.
+    pub q_stride: u32,
+    pub k_cache: u64,
+    pub v_cache: u64,
+    pub out: u64,
+    pub tables: AttentionTables,
+}
+
+/// Where an attention launch's tables and workspaces lie; 0 where the plan has no such part.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttentionTables {
+    pub block_table: u64,
+    pub prefill_seqs: u64,
+    pub prefill_tiles: u64,
+    pub decode_seqs: u64,
+    pub decode_items: u64,
+    pub partial_out: u64,
+    pub partial_stats: u64,
+    /// Zero before the launch, and after it.
+    pub arrived: u64,
+}
+
+/// Bytes of the decode kernel's two workspaces, and the number of its counters.
+pub fn decode_workspace(plan: &AttentionPlan, heads: Heads) -> (u64, u64, u64) {
+    let Some(decode) = &plan.decode else { return (0, 0, 0) };
+    let columns = u64::from(decode_columns(heads));
+    let slots = decode.items.len() as u64 * columns * u64::from(DECODE_GROUP);
+    (slots * u64::from(heads.head_dim) * 4, slots * 8, decode.seqs.len() as u64 * columns)
+}
+
+fn kernel(
+    kernels: &mut Kernels,
+    name: &'static str,
+    definitions: &[&str],
+    grid: (u32, u32),
+    num_threads: u32,
+    args: Args,
+) -> CudaResult<Launch> {
+    let function = kernels.get(name, definitions, 0)?;
+    Ok(Launch::Kernel(KernelLaunch { function, grid, num_threads, shared_bytes: 0, args }))
+}
+
+fn vectors(what: &str, width: u32) -> CudaResult<u32> {
+    if width == 0 || !width.is_multiple_of(VECTOR) {
+        return Err(CudaError::Unsupported(format!(
+            "expected a {what} that is a multiple of {VECTOR}, found {width}"
+        )));
+    }
+    Ok(width / VECTOR)
+}
+
+fn head_dim_definition(heads: Heads) -> CudaResult<&'static str> {
+    if heads.num_kv_heads == 0 || !heads.num_q_heads.is_multiple_of(heads.num_kv_heads) {
+        return Err(CudaError::Unsupported(format!(
+            "expected num_kv_heads that divides num_q_heads, found {} and {}",
+            heads.num_kv_heads, heads.num_q_heads
+        )));
+    }
+    match heads.head_dim {
+        64 => Ok("HEAD_DIM=64"),
+        128 => Ok("HEAD_DIM=128"),
+        other => Err(CudaError::Unsupported(format!("expected a head_dim of 64 or 128, found {other}"))),
+    }
+}
+
+fn warps(threads: u32, most: u32) -> u32 {
+    threads.next_multiple_of(32).clamp(32, most)
+}
+
+/// Fills memory with random numbers.
+pub fn fill(kernels: &mut Kernels, address: u64, num_bytes: u64, seed: u64) -> CudaResult<Launch> {
+    let num_vectors = num_bytes / 16;
+    let blocks = num_vectors.div_ceil(256).clamp(1, 4096) as u32;
+    let args = Args::default().u64(address).u64(num_vectors).u64(seed);
+    kernel(kernels, "fill", &[], (blocks, 1), 256, args)
+}
+
+pub fn embedding(
+    kernels: &mut Kernels,
+    [ids, table, out]: [u64; 3],
+    num_tokens: u32,
+    hidden_size: u32,
+) -> CudaResult<Launch> {
+    let row = vectors("hidden_size", hidden_size)?;
+    let args = Args::default().u64(ids).u64(table).u64(out).u32(row);
+    kernel(kernels, "embedding", &[], (num_tokens, 1), warps(row, 512), args)
+}
+
+pub fn rms_norm(
+    kernels: &mut Kernels,
+    [x, residual, weight, out]: [u64; 4],
+    num_tokens: u32,
+    hidden_size: u32,
+) -> CudaResult<Launch> {
+    let row = vectors("hidden_size", hidden_size)?;
+    // One vector a thread while few blocks run, so that a row takes one round trip to memory.
+    let threads = if row <= 512 { warps(row, 512) } else { warps(row.div_ceil(2), 1024) };
+    if row > 4 * threads {
+        return Err(CudaError::Unsupported(format!("expected a hidden_size up to 32768, found {hidden_size}")));
+    }
+    let args = Args::default().u64(x).u64(residual).u64(weight).u64(out).u32(row).f32(RMS_EPSILON);
+    kernel(kernels, "rms_norm", &[], (num_tokens, 1), threads, args)
+}
+
+pub fn qk_norm(
+    kernels: &mut Kernels,
+    [qkv, q_weight, k_weight]: [u64; 3],
+    num_tokens: u32,
+    heads: Heads,
+) -> CudaResult<Launch> {
+    let definition = head_dim_definition(heads)?;
+    let lanes = u64::from(num_tokens) * heads.qk_width() / u64::from(VECTOR);
+    let args = Args::default()
+        .u64(qkv)
+        .u64(q_weight)
+        .u64(k_weight)
+        .u32(num_tokens)
+        .u32(heads.num_q_heads)
+        .u32(heads.num_kv_heads)
+        .f32(RMS_EPSILON);
+    kernel(kernels, "qk_norm", &[definition], (lanes.div_ceil(256) as u32, 1), 256, args)
+}
+
+pub fn rope(
+    kernels: &mut Kernels,
+    [qkv, positions, cos_sin]: [u64; 3],
+    num_tokens: u32,
+    heads: Heads,
+) -> CudaResult<Launch> {
+    let definition = head_dim_definition(heads)?;
+    let threads = warps((heads.num_q_heads + heads.num_kv_heads) * heads.head_dim / 16, 512);
+    let args = Args::default()
+        .u64(qkv)
+        .u64(positions)
+        .u64(cos_sin)
+        .u32(heads.num_q_heads)
+        .u32(heads.num_kv_heads);
+    kernel(kernels, "rope", &[definition], (num_tokens, 1), threads, args)
+}
+
+/// Keys start at element `q_width` of each token's `q_width + 2 * kv_width`.
+pub fn kv_cache_write(
+    kernels: &mut Kernels,
+    [qkv, slots, k_cache, v_cache]: [u64; 4],
+    num_tokens: u32,
+    q_width: u32,
+    kv_width: u32,
+) -> CudaResult<Launch> {
+    let kv = vectors("num_kv_heads * head_dim", kv_width)?;
+    let q = q_width / VECTOR;
+    let args = Args::default().u64(qkv).u64(slots).u64(k_cache).u64(v_cache).u32(q + 2 * kv).u32(q).u32(kv);
+    kernel(kernels, "kv_cache_write", &[], (num_tokens, 1), warps(2 * kv, 512), args)
+}
+
+pub fn silu_mul(
+    kernels: &mut Kernels,
+    [gate_up, out]: [u64; 2],
+    num_tokens: u32,
+    intermediate_size: u32,
+) -> CudaResult<Launch> {
+    let row = vectors("intermediate_size", intermediate_size)?;
+    let threads = warps(row, 256);
+    let args = Args::default().u64(gate_up).u64(out).u32(row);
+    kernel(kernels, "silu_mul", &[], (num_tokens, row.div_ceil(threads)), threads, args)
+}
+
+/// Parts that a row of logits is cut into: enough blocks to fill the chip, at least 2,048 logits each.
+pub fn sample_parts(num_seqs: u32, vocab_size: u32, num_sms: u32) -> u32 {
+    (2 * num_sms).div_ceil(num_seqs.max(1)).min(vocab_size / 2048).clamp(1, 64)
+}
+
+pub fn sample(
+    kernels: &mut Kernels,
+    [logits, ids, partials, arrived]: [u64; 4],
+    num_seqs: u32,
+    vocab_size: u32,
+    num_parts: u32,
+) -> CudaResult<Launch> {
+    let row = vectors("vocab_size", vocab_size)?;
+    let threads = warps(row.div_ceil(num_parts), 512);
+    let args = Args::default().u64(logits).u64(ids).u64(partials).u64(arrived).u32(row);
+    kernel(kernels, "sample", &[], (num_seqs, num_parts), threads, args)
+}
+
+/// The prefill kernel, the decode kernel, or one after the other.
+pub fn attention(
+    kernels: &mut Kernels,
+    plan: &AttentionPlan,
+    heads: Heads,
+    operands: &AttentionOperands,
+) -> CudaResult<Vec<Launch>> {
+    let definition = head_dim_definition(heads)?;
+    let scale_log2 = std::f32::consts::LOG2_E / (heads.head_dim as f32).sqrt();
+    let tables = &operands.tables;
+    let mut launches = Vec::with_capacity(2);
+    if let Some(prefill) = &plan.prefill {
+        let warp_tiles = if prefill.warp_tiles == 2 { "WARP_TILES=2" } else { "WARP_TILES=1" };
+        // Queries, keys and values of a block.
+        let shared_bytes = (64 * prefill.warp_tiles + 64 + 64) * heads.head_dim * 2;
+        let num_tiles = grid_rows(prefill.tiles.len())?;
+        let args = Args::default()
+            .u64(operands.q)
+            .u64(operands.k_cache)
+            .u64(operands.v_cache)
+            .u64(operands.out)
+            .u64(tables.block_table)
+            .u64(tables.prefill_seqs)
+            .u64(tables.prefill_tiles)
+            .u32(plan.table_stride)
+            .u32(operands.q_stride)
+            .u32(heads.num_kv_heads)
+            .f32(scale_log2);
+        let function = kernels.get("attention_prefill", &[definition, warp_tiles], shared_bytes)?;
+        let grid = (heads.num_q_heads, num_tiles);
+        launches.push(Launch::Kernel(KernelLaunch { function, grid, num_threads: 128, shared_bytes, args }));
+    }
+    if let Some(decode) = &plan.decode {
+        let first_row = plan.prefill.as_ref().map_or(0, |prefill| prefill.seqs.len() as u64);
+        let args = Args::default()
+            .u64(operands.q)
+            .u64(operands.k_cache)
+            .u64(operands.v_cache)
+            .u64(operands.out)
+            .u64(tables.block_table + 4 * first_row * u64::from(plan.table_stride))
+            .u64(tables.decode_seqs)
+            .u64(tables.decode_items)
+            .u64(tables.partial_out)
+            .u64(tables.partial_stats)
+            .u64(tables.arrived)
+            .u32(plan.table_stride)
+            .u32(operands.q_stride)
+            .u32(heads.num_q_heads)
+            .u32(heads.num_kv_heads)
+            .f32(scale_log2);
+        let grid = (decode_columns(heads), grid_rows(decode.items.len())?);
+        launches.push(kernel(kernels, "attention_decode", &[definition], grid, 128, args)?);
+    }
+    Ok(launches)
+}
+
+fn grid_rows(count: usize) -> CudaResult<u32> {
+    u32::try_from(count).ok().filter(|&rows| rows <= 65_535).ok_or_else(|| {
+        CudaError::Unsupported(format!("expected at most 65535 tiles or splits in a launch, found {count}"))
+    })
+}

@@ -1,0 +1,22 @@
+//! A real GPU behind [`crate::device::Device`]: the driver, run-time compilation, cuBLASLt and the operators.
+//!
+//! Start with [`CudaDevice`]; then `launch` (operands to launches), `operands` (what a timed launch works on),
+//! `timing` (how it is timed) and `check` (how it is compared with `crate::reference`).
+
+mod attention;
+mod check;
+mod compile;
+mod device;
+mod driver;
+mod gemm;
+mod host;
+mod kernels;
+mod launch;
+mod libraries;
+mod memory;
+mod operands;
+mod timing;
+
+pub use compile::{KernelSource, compile, kernel_hash, supported_architectures};
+pub use device::CudaDevice;
+pub use libraries::{load_nvrtc_from, nvrtc_is_present};

@@ -1,0 +1,155 @@
+//! Timing: launches captured into a graph, replayed back to back between events.
+
+use std::time::Instant;
+
+use super::{
+    driver::{CudaError, CudaResult, Event, Graph},
+    launch::Launch,
+    operands::Gpu,
+};
+use crate::device::StoppingRule;
+
+/// A replay takes at least about this long, so that its own start-up and the clock's resolution do not count.
+const MIN_REPLAY_NS: f64 = 400_000.0;
+/// Most launches of one graph, which bounds the time to capture it.
+const MAX_LAUNCHES: usize = 512;
+/// Replays queued before waiting.
+const MAX_QUEUED: u32 = 16;
+/// Replays longer than this need no other one to run before them.
+const LONG_REPLAY_NS: f64 = 20e6;
+/// Launches that an algorithm is judged by, and the longest time spent on judging it.
+const TRIAL_LAUNCHES: usize = 16;
+const MAX_TRIAL_NS: f64 = 3e6;
+
+/// Times of single launches, ns, and whether the time limit cut the repetition short.
+pub struct Times {
+    pub times_ns: Vec<f64>,
+    pub hit_time_limit: bool,
+}
+
+/// Runs every set once and returns the time of the slowest part of the loop, ns a launch.
+fn warm_up(gpu: &Gpu, sets: &[Vec<Launch>]) -> CudaResult<f64> {
+    enqueue(gpu, sets, sets.len())?;
+    gpu.stream.synchronize()?;
+    let count = sets.len().min(8);
+    let (start, end) = (Event::new(&gpu.context)?, Event::new(&gpu.context)?);
+    start.record(&gpu.stream)?;
+    enqueue(gpu, sets, count)?;
+    end.record(&gpu.stream)?;
+    gpu.stream.synchronize()?;
+    Ok(start.elapsed_ns(&end)? / count as f64)
+}
+
+fn enqueue(gpu: &Gpu, sets: &[Vec<Launch>], count: usize) -> CudaResult<()> {
+    sets.iter().cycle().take(count).flatten().try_for_each(|launch| launch.enqueue(&gpu.stream))
+}
+
+/// Queues `count` replays with an event after each, and returns their times, ns.
+fn replay(gpu: &Gpu, graph: &Graph, count: u32, is_long: bool) -> CudaResult<Vec<f64>> {
+    let events = (0..=count).map(|_| Event::new(&gpu.context)).collect::<CudaResult<Vec<_>>>()?;
+    if !is_long {
+        // The first replay after a pause waits for the host; the timed ones then wait for it alone.
+        graph.launch(&gpu.stream)?;
+    }
+    events[0].record(&gpu.stream)?;
+    for event in &events[1..] {
+        graph.launch(&gpu.stream)?;
+        event.record(&gpu.stream)?;
+    }
+    gpu.stream.synchronize()?;
+    events.windows(2).map(|pair| pair[0].elapsed_ns(&pair[1])).collect()
+}
+
+/// Times one launch, the sets taken in turn.
+pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<Times> {
+    let estimate = warm_up(gpu, sets)?;
+    // Launched one by one, small kernels wait for the host, so this may be too few by a factor of two or so.
+    let wanted = (MIN_REPLAY_NS / estimate.max(500.0)).ceil() as usize;
+    let rounds = wanted.min(MAX_LAUNCHES).div_ceil(sets.len()).max(1);
+    let launches = rounds * sets.len();
+    let graph = gpu.stream.capture(|| enqueue(gpu, sets, launches))?;
+    graph.upload(&gpu.stream)?;
+
+    let is_long = estimate * launches as f64 > LONG_REPLAY_NS;
+    let began = Instant::now();
+    let mut times_ns = Vec::new();
+    loop {
+        let missing = rule.min_samples.max(1).saturating_sub(times_ns.len() as u32);
+        let room = rule.max_samples.max(1) - times_ns.len() as u32;
+        let longest = if is_long { 1 } else { MAX_QUEUED };
+        let count = missing.max(4).min(room).min(longest);
+        let replays = replay(gpu, &graph, count, is_long)?;
+        times_ns.extend(replays.into_iter().map(|ns| ns / launches as f64));
+        let n = times_ns.len() as u32;
+        if n >= rule.max_samples || (n >= rule.min_samples && is_precise(&times_ns, rule.max_relative_error)) {
+            return Ok(Times { times_ns, hit_time_limit: false });
+        }
+        if began.elapsed().as_nanos() as u64 >= rule.time_limit_ns {
+            return Ok(Times { times_ns, hit_time_limit: true });
+        }
+    }
+}
+
+/// Whether the standard error of the mean is below a share of the mean.
+fn is_precise(times: &[f64], max_relative_error: f64) -> bool {
+    let n = times.len() as f64;
+    let mean = times.iter().sum::<f64>() / n;
+    let squares = times.iter().map(|time| (time - mean).powi(2)).sum::<f64>();
+    n > 1.0 && (squares / (n - 1.0) / n).sqrt() <= max_relative_error * mean
+}
+
+/// Finds the fastest of several ways to launch the same work; one that fails is passed over.
+pub fn fastest(
+    gpu: &Gpu,
+    num_ways: usize,
+    sets_of: impl Fn(usize) -> Vec<Vec<Launch>>,
+) -> CudaResult<usize> {
+    let mut best = None;
+    let mut failure = None;
+    for way in 0..num_ways {
+        let sets = sets_of(way);
+        match trial(gpu, &sets) {
+            Ok(ns) if best.is_none_or(|(_, fastest)| ns < fastest) => best = Some((way, ns)),
+            Ok(_) => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    match (best, failure) {
+        (Some((way, _)), _) => Ok(way),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(CudaError::Unsupported("there is no way to launch this".to_owned())),
+    }
+}
+
+/// A launch's time from a single short replay, ns.
+fn trial(gpu: &Gpu, sets: &[Vec<Launch>]) -> CudaResult<f64> {
+    enqueue(gpu, sets, 1)?;
+    gpu.stream.synchronize()?;
+    let (start, end) = (Event::new(&gpu.context)?, Event::new(&gpu.context)?);
+    start.record(&gpu.stream)?;
+    enqueue(gpu, sets, 1)?;
+    end.record(&gpu.stream)?;
+    gpu.stream.synchronize()?;
+    let single = start.elapsed_ns(&end)?;
+    let launches = ((MAX_TRIAL_NS / single.max(1.0)) as usize).min(TRIAL_LAUNCHES);
+    if launches < 2 {
+        return Ok(single);
+    }
+    let graph = gpu.stream.capture(|| enqueue(gpu, sets, launches))?;
+    let times = replay(gpu, &graph, 2, false)?;
+    Ok(times.into_iter().fold(f64::INFINITY, f64::min) / launches as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precision_is_the_standard_error_of_the_mean() {
+        // Mean 100, standard deviation 10, standard error 5 of four.
+        let times = [90.0, 110.0, 100.0 - 50f64.sqrt(), 100.0 + 50f64.sqrt()];
+        assert!(is_precise(&times, 0.051));
+        assert!(!is_precise(&times, 0.049));
+        assert!(!is_precise(&[100.0], 1.0), "one sample says nothing about spread");
+    }
+}
