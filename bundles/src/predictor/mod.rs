@@ -1,0 +1,19 @@
+//! From an operator's shape to its time, with the interval and the provenance of that number.
+//!
+//! A predictor never holds raw times alone: its forest says by which factor a launch differs from a
+//! baseline, `overhead + sum of coefficient x roofline part`, whose parts follow from the GPU's data sheet.
+//! Start with [`Predictors::predict`]; [`OperatorPredictor`] is what a file holds.
+
+mod answer;
+mod domain;
+mod operator;
+mod predictors;
+#[cfg(test)]
+mod tests;
+
+pub use answer::{OutOfDomain, PredictError, Prediction, Provenance};
+pub use domain::Domain;
+pub use operator::{
+    BaselinePart, ErrorSummary, HeldOutError, HyperParameters, Interval, OperatorPredictor, RatioRange,
+};
+pub use predictors::{Predictors, PredictorsError};

@@ -1,0 +1,179 @@
+//! What was learned about one operator: a file of a bundle.
+
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::floor_ns};
+use serde::{Deserialize, Serialize};
+
+use super::Domain;
+use crate::{
+    features::{feature_names, features, part_names, parts_ns, shape_values},
+    forest::Forest,
+};
+
+/// Absolute percentage errors on held-out shapes, as 0..1 ratios.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ErrorSummary {
+    /// Held-out samples.
+    pub n: u32,
+    /// Mean of `|predicted / measured - 1|`.
+    pub mean: f64,
+    /// Its median.
+    pub p50: f64,
+    /// Its 90th percentile.
+    pub p90: f64,
+    /// Its largest.
+    pub max: f64,
+    /// Mean of `predicted / measured - 1`, signed.
+    pub bias: f64,
+}
+
+/// Errors on held-out shapes under two ways of holding out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutError {
+    /// Shapes dealt at random into folds; all samples of a shape lie in one fold.
+    pub shuffled: ErrorSummary,
+    /// Folds are runs of neighbouring shapes, so each is predicted across a gap or beyond an edge.
+    pub blocked: ErrorSummary,
+}
+
+/// A range of `measured / predicted`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RatioRange {
+    /// Lower end, above 0 and at most 1.
+    pub low: f64,
+    /// Upper end, at least 1.
+    pub high: f64,
+}
+
+/// Quantiles of `measured / predicted` on held-out shapes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Share of held-out samples inside the range, 0..1.
+    pub coverage: f64,
+    /// For interpolated times: from the shuffled folds.
+    pub interpolated: RatioRange,
+    /// For extrapolated and transferred times: from the blocked folds.
+    pub extrapolated: RatioRange,
+}
+
+/// One roofline part of the baseline with its coefficient.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaselinePart {
+    /// Name, one of the operator's [`part_names`].
+    pub name: String,
+    /// Factor on the part's roofline time, at least 0; its inverse is the efficiency reached.
+    pub coefficient: f64,
+}
+
+/// How a forest was grown.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HyperParameters {
+    /// Trees of the forest.
+    pub num_trees: u32,
+    /// Deepest level of a tree.
+    pub max_depth: u32,
+    /// Fewest samples of a leaf.
+    pub min_samples_leaf: u32,
+    /// Features tried at each split.
+    pub max_features: u32,
+    /// Whether samples of all matrix products were used.
+    pub pooled: bool,
+    /// Whether what the forest leaves is interpolated between measured neighbours of a layout.
+    pub interpolates_residuals: bool,
+}
+
+/// What was learned about one operator: a file `predictors/<operator>.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorPredictor {
+    /// Which operator.
+    pub operator: Operator,
+    /// Names of the forest's features; must be [`feature_names`] of the operator.
+    pub features: Vec<String>,
+    /// Fixed cost of a launch, ns, above 0.
+    pub overhead_ns: f64,
+    /// Roofline parts of the baseline, in the order of [`part_names`].
+    pub parts: Vec<BaselinePart>,
+    /// Predicts `ln(time / baseline)`.
+    pub forest: Forest,
+    /// What was measured.
+    pub domain: Domain,
+    /// Errors on held-out shapes.
+    pub error: HeldOutError,
+    /// Spread of held-out shapes around their predictions.
+    pub interval: Interval,
+    /// Digest of the samples trained on: `sha256:` and 64 hexadecimal digits.
+    pub samples_digest: String,
+    /// Seed of the forest.
+    pub seed: u64,
+    /// How the forest was grown.
+    pub hyper_parameters: HyperParameters,
+}
+
+impl OperatorPredictor {
+    /// Checks everything a prediction relies on; call it on anything read from a file.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.features != feature_names(self.operator) {
+            return Err(format!(
+                "features {:?}, expected {:?}: train again with this version",
+                self.features,
+                feature_names(self.operator)
+            ));
+        }
+        if !self.parts.iter().map(|part| part.name.as_str()).eq(part_names(self.operator).iter().copied()) {
+            let names: Vec<_> = self.parts.iter().map(|part| part.name.as_str()).collect();
+            return Err(format!("baseline parts {names:?}, expected {:?}", part_names(self.operator)));
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        if !positive(self.overhead_ns) {
+            return Err(format!("overhead_ns = {}, expected above 0", self.overhead_ns));
+        }
+        if let Some(part) =
+            self.parts.iter().find(|part| !(part.coefficient >= 0.0 && part.coefficient < 1e9))
+        {
+            return Err(format!("coefficient {} of baseline part {}", part.coefficient, part.name));
+        }
+        if self.forest.num_features != self.features.len() {
+            return Err(format!("a forest of {} features", self.forest.num_features));
+        }
+        self.forest.check()?;
+        self.domain.check(self.operator)?;
+        for range in [self.interval.interpolated, self.interval.extrapolated] {
+            if !(range.low > 0.0 && range.low <= 1.0 && range.high >= 1.0 && range.high.is_finite()) {
+                return Err(format!("interval {}..{}, expected one around 1", range.low, range.high));
+            }
+        }
+        Ok(())
+    }
+
+    /// Overhead and roofline parts of a shape on a GPU, ns; the forest's ratio is to this.
+    #[must_use]
+    pub fn baseline_ns(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
+        let parts = parts_ns(shape, gpu);
+        let weighted = self.parts.iter().zip(parts.as_slice()).map(|(part, ns)| part.coefficient * ns);
+        self.overhead_ns + weighted.sum::<f64>()
+    }
+
+    /// Modelled time in ns of a shape on the GPU whose samples were trained on, whatever its domain.
+    ///
+    /// Not under the physical floor. The shape must be this operator's and not empty; see [`Predictors::predict`].
+    #[must_use]
+    pub fn predict(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
+        self.predict_on(shape, gpu, gpu)
+    }
+
+    /// The ratio comes from the GPU that was measured, the baseline from the one that is asked about.
+    pub(super) fn predict_on(&self, shape: &OperatorShape, source: &GpuSpec, target: &GpuSpec) -> f64 {
+        let row = features(shape, source, self.overhead_ns);
+        let mut ln_ratio = self.forest.predict(row.as_slice());
+        if let Some(values) = shape_values(self.operator, shape) {
+            ln_ratio += self.domain.residual_near(self.operator, values.as_slice());
+        }
+        let ratio = ln_ratio.exp();
+        (self.baseline_ns(shape, target) * ratio).max(floor_ns(shape, target))
+    }
+}

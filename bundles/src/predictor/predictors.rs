@@ -1,0 +1,184 @@
+//! The predictors of one GPU, asked for times.
+
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::floor_ns};
+
+use super::{OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance};
+use crate::features::{MAX_SHAPE_COLUMNS, Row, batch_columns, shape_values};
+
+/// Why predictors cannot be used together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PredictorsError {
+    /// Two predictors of one operator.
+    #[error("two predictors for operator `{operator}`")]
+    Duplicate {
+        /// The operator.
+        operator: Operator,
+    },
+    /// A predictor that [`OperatorPredictor::check`] refuses.
+    #[error("predictor for operator `{operator}`: {reason}")]
+    Invalid {
+        /// The operator.
+        operator: Operator,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The predictors of one GPU.
+#[derive(Clone, Debug)]
+pub struct Predictors {
+    source: GpuSpec,
+    target: GpuSpec,
+    is_transferred: bool,
+    /// At the operator's place in [`Operator::ALL`].
+    by_operator: Vec<Option<OperatorPredictor>>,
+}
+
+impl Predictors {
+    /// Checks and collects the predictors trained on samples of `gpu`.
+    ///
+    /// # Errors
+    /// When one is invalid or an operator has two.
+    pub fn new(gpu: GpuSpec, predictors: Vec<OperatorPredictor>) -> Result<Self, PredictorsError> {
+        let mut by_operator: Vec<Option<OperatorPredictor>> = Operator::ALL.iter().map(|_| None).collect();
+        for predictor in predictors {
+            let operator = predictor.operator;
+            predictor.check().map_err(|reason| PredictorsError::Invalid { operator, reason })?;
+            if by_operator[operator as usize].replace(predictor).is_some() {
+                return Err(PredictorsError::Duplicate { operator });
+            }
+        }
+        Ok(Self { source: gpu.clone(), target: gpu, is_transferred: false, by_operator })
+    }
+
+    /// Predicts times of another GPU by its data sheet; every prediction is tagged [`Provenance::Transferred`].
+    ///
+    /// A launch keeps its overhead and its ratio to the baseline; the roofline parts of the baseline become
+    /// those of `gpu`.
+    #[must_use]
+    pub fn transferred_to(mut self, gpu: GpuSpec) -> Self {
+        self.target = gpu;
+        self.is_transferred = true;
+        self
+    }
+
+    /// The GPU whose times are predicted.
+    #[must_use]
+    pub fn gpu(&self) -> &GpuSpec {
+        &self.target
+    }
+
+    /// The GPU whose samples were trained on.
+    #[must_use]
+    pub fn source_gpu(&self) -> &GpuSpec {
+        &self.source
+    }
+
+    /// The operators that can be predicted, in the order of the forward pass.
+    pub fn operators(&self) -> impl Iterator<Item = Operator> {
+        self.by_operator.iter().flatten().map(|predictor| predictor.operator)
+    }
+
+    /// The predictor of an operator.
+    #[must_use]
+    pub fn get(&self, operator: Operator) -> Option<&OperatorPredictor> {
+        self.by_operator[operator as usize].as_ref()
+    }
+
+    /// Predicts the GPU time of one launch.
+    ///
+    /// A shape that was measured gets its median time; every other one the model's.
+    ///
+    /// # Errors
+    /// When the operator has no predictor, the shape is not one of its shapes or is empty, or (with
+    /// [`OutOfDomain::Refuse`]) lies outside what was measured.
+    pub fn predict(
+        &self,
+        operator: Operator,
+        shape: &OperatorShape,
+        out_of_domain: OutOfDomain,
+    ) -> Result<Prediction, PredictError> {
+        let predictor = self.get(operator).ok_or_else(|| self.missing(operator))?;
+        let values = checked_values(operator, shape)?;
+        let values = values.as_slice();
+        let found = predictor.domain.find(operator, values);
+        if let (Some(i), false) = (found, self.is_transferred) {
+            let domain = &predictor.domain;
+            return Ok(Prediction {
+                time_ns: domain.time_ns[i].max(floor_ns(shape, &self.target)),
+                low_ns: domain.low_ns[i],
+                high_ns: domain.high_ns[i],
+                provenance: Provenance::Measured,
+            });
+        }
+        let outside = if found.is_some() { None } else { predictor.domain.outside(operator, values) };
+        let provenance = match outside {
+            Some(error) if out_of_domain == OutOfDomain::Refuse => return Err(error),
+            _ if self.is_transferred => Provenance::Transferred,
+            Some(_) => Provenance::Extrapolated,
+            None => Provenance::Interpolated,
+        };
+        let time_ns = predictor.predict_on(shape, &self.source, &self.target);
+        let range = match provenance {
+            Provenance::Interpolated => predictor.interval.interpolated,
+            _ => predictor.interval.extrapolated,
+        };
+        let low_ns = (time_ns * range.low).max(floor_ns(shape, &self.target));
+        Ok(Prediction { time_ns, low_ns, high_ns: time_ns * range.high, provenance })
+    }
+
+    fn missing(&self, operator: Operator) -> PredictError {
+        let names: Vec<_> = self.operators().map(Operator::name).collect();
+        let available = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let hint = if operator.is_collective() {
+            "collectives need samples of several GPUs; use one GPU per replica".to_owned()
+        } else {
+            format!("profile `{operator}` on this GPU and train the bundle again")
+        };
+        PredictError::MissingOperator { operator, available, hint }
+    }
+}
+
+/// The shape's numbers, if the shape is one of the operator's, not empty, and its work can be counted.
+fn checked_values(
+    operator: Operator,
+    shape: &OperatorShape,
+) -> Result<Row<u64, MAX_SHAPE_COLUMNS>, PredictError> {
+    let wrong = |expected: &str| PredictError::WrongShape {
+        operator,
+        expected: expected.to_owned(),
+        found: format!("{shape:?}"),
+    };
+    let row = shape_values(operator, shape)
+        .ok_or_else(|| wrong(&format!("a shape with {}", operator.shape_columns().join(", "))))?;
+    let is_whole = match *shape {
+        OperatorShape::Attention { load, .. } => {
+            let is_consistent = |seqs: u32, tokens: u64| (seqs == 0) == (tokens == 0);
+            load.num_tokens() > 0
+                && is_consistent(load.num_prefill_seqs, load.num_prefill_tokens.into())
+                && is_consistent(load.num_prefill_seqs, load.prefill_pairs)
+                && is_consistent(load.num_prefill_seqs, load.prefill_kv_tokens)
+                && is_consistent(load.num_decode_seqs, load.decode_kv_tokens)
+                && is_consistent(load.num_decode_seqs, load.max_decode_kv_tokens.into())
+                && row.as_slice()[..batch_columns(operator).start].iter().all(|&value| value > 0)
+        }
+        _ => row.as_slice().iter().all(|&value| value > 0),
+    };
+    if !is_whole {
+        return Err(wrong("a launch with work to do"));
+    }
+    // FLOPs and bytes are counted in u64; 2^10 exceeds every constant factor in their formulas.
+    let work: f64 = match *shape {
+        OperatorShape::Attention { heads, load } => {
+            let tokens =
+                load.prefill_kv_tokens as f64 + f64::from(load.num_tokens()) + load.decode_kv_tokens as f64;
+            let q_heads = f64::from(heads.num_q_heads.max(heads.num_kv_heads));
+            q_heads * f64::from(heads.head_dim) * (load.prefill_pairs as f64 + tokens)
+        }
+        _ => row.as_slice().iter().map(|&value| value as f64).product(),
+    };
+    if work >= (1u64 << 53) as f64 {
+        return Err(wrong("at most 2^53 elements of work"));
+    }
+    Ok(row)
+}
