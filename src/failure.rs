@@ -3,10 +3,11 @@
 use std::{fmt::Write as _, io};
 
 use plumbline_bundles::BundleError;
+use plumbline_profiler::ProfileError;
 use plumbline_schema::InputError;
 use plumbline_simulator::SimulateError;
 use plumbline_trainer::TrainError;
-use plumbline_validator::ReportError;
+use plumbline_validator::{ReportError, calibrate::CalibrateError};
 
 use crate::exit::Exit;
 
@@ -129,12 +130,32 @@ impl From<TrainError> for Failure {
     }
 }
 
+impl From<CalibrateError> for Failure {
+    fn from(error: CalibrateError) -> Self {
+        Self::new(Exit::BadInput, error)
+    }
+}
+
 impl From<ReportError> for Failure {
     fn from(error: ReportError) -> Self {
         match error {
             ReportError::Io(error) => error.into(),
             error @ ReportError::NotAReport { .. } => Self::new(Exit::BadInput, error),
             error @ ReportError::Figure { .. } => Self::new(Exit::Unexpected, error),
+        }
+    }
+}
+
+impl From<ProfileError> for Failure {
+    fn from(error: ProfileError) -> Self {
+        match error {
+            ProfileError::Input(error) => error.into(),
+            ProfileError::Bundle(error) => error.into(),
+            error @ ProfileError::NoDevice { .. } => Self::new(Exit::NoDevice, error).with_hint(
+                "install an NVIDIA driver and the CUDA 12 or 13 libraries NVRTC and cuBLASLt (LD_LIBRARY_PATH), \
+                 or try `--device fake`",
+            ),
+            error => Self::new(Exit::Unexpected, error),
         }
     }
 }

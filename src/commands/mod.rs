@@ -1,9 +1,12 @@
 //! The verbs, one file each.
 
 mod bundle;
+mod calibrate;
 mod compare;
+mod profile;
 mod simulate;
 mod train;
+mod validate;
 mod workload;
 
 use clap::{Parser, Subcommand};
@@ -31,11 +34,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Bundle(bundle::Args),
-    Compare(compare::Args),
-    Simulate(simulate::Args),
+    Validate(validate::Args),
+    Profile(profile::Args),
     Train(train::Args),
+    Bundle(bundle::Args),
     Workload(workload::Args),
+    Simulate(simulate::Args),
+    Compare(compare::Args),
+    Calibrate(calibrate::Args),
 }
 
 impl Cli {
@@ -46,11 +52,14 @@ impl Cli {
     pub fn run(&self) -> Result<Exit, Failure> {
         let output = Output { json: self.json, quiet: self.quiet };
         match &self.command {
-            Command::Bundle(args) => bundle::run(args, output),
-            Command::Compare(args) => compare::run(args, output),
-            Command::Simulate(args) => simulate::run(args, output),
+            Command::Validate(args) => validate::run(args, output),
+            Command::Profile(args) => profile::run(args, output),
             Command::Train(args) => train::run(args, output),
+            Command::Bundle(args) => bundle::run(args, output),
             Command::Workload(args) => workload::run(args, output),
+            Command::Simulate(args) => simulate::run(args, output),
+            Command::Compare(args) => compare::run(args, output),
+            Command::Calibrate(args) => calibrate::run(args, output),
         }
     }
 }

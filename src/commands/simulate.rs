@@ -86,12 +86,22 @@ impl From<ResidualsArg> for Residuals {
     }
 }
 
+/// What to do about shapes that were not measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OutOfDomainArg {
+pub enum OutOfDomainArg {
     /// Predict with the ratio at the edge, tagged `extrapolated`
     Extrapolate,
     /// Fail
     Refuse,
+}
+
+impl From<OutOfDomainArg> for OutOfDomain {
+    fn from(arg: OutOfDomainArg) -> Self {
+        match arg {
+            OutOfDomainArg::Extrapolate => Self::Extrapolate,
+            OutOfDomainArg::Refuse => Self::Refuse,
+        }
+    }
 }
 
 /// Runs the verb.
@@ -109,10 +119,6 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         predictors = predictors.transferred_to(gpu_by_name(gpu)?);
     }
     let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
-    let out_of_domain = match args.out_of_domain {
-        OutOfDomainArg::Extrapolate => OutOfDomain::Extrapolate,
-        OutOfDomainArg::Refuse => OutOfDomain::Refuse,
-    };
     let options = SimulateOptions {
         seed: args.seed,
         residuals: args.residuals.into(),
@@ -120,7 +126,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         workload_digest: Some(sha256_hex(workload.canonical_text().as_bytes())),
         bundle_digest: Some(bundle.digest().to_owned()),
     };
-    let times = BundleTimes { predictors: &predictors, out_of_domain };
+    let times = BundleTimes { predictors: &predictors, out_of_domain: args.out_of_domain.into() };
     let simulation = simulate(&model, &workload, &deployment, &profile, times, &options)?;
     simulation.run.write(&args.out)?;
     let report = Report::of(&args.out, &simulation);
@@ -160,7 +166,8 @@ pub fn engine(bundle: &Bundle, name_or_path: &str) -> Result<EngineProfile, Fail
     if is_file { Ok(EngineProfile::read(Path::new(name_or_path))?) } else { Ok(bundle.engine(name_or_path)?) }
 }
 
-fn gpu_by_name(name: &str) -> Result<GpuSpec, Failure> {
+/// A shipped data sheet by name.
+pub fn gpu_by_name(name: &str) -> Result<GpuSpec, Failure> {
     GpuSpec::by_name(name).ok_or_else(|| {
         let known = GpuSpec::shipped().into_iter().map(|gpu| gpu.name).collect::<Vec<_>>().join(", ");
         Failure::message(Exit::BadInput, format!("--gpu: expected one of {known}, found `{name}`"))

@@ -1,9 +1,6 @@
 //! `plumb train`: samples to predictors.
 
-use plumbline_bundles::{
-    Bundle,
-    bundle::{predictor_name, to_json},
-};
+use plumbline_bundles::{Bundle, bundle::predictor_name};
 use plumbline_schema::Nanos;
 use plumbline_trainer::{TrainOptions, TrainReport, train};
 use serde::Serialize;
@@ -51,9 +48,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     drop(bar);
     let mut changes = Vec::with_capacity(outcome.predictors.len());
     for predictor in &outcome.predictors {
-        let name = predictor_name(predictor.operator);
-        let bytes = to_json(&name, predictor)?;
-        changes.push((name, bytes));
+        changes.push((predictor_name(predictor.operator), predictor.to_json()?));
     }
     bundle.update(changes)?;
     let report = Report {

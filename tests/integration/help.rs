@@ -13,9 +13,12 @@ fn check(verb: &[&str]) {
 #[test]
 fn help_texts_are_as_reviewed() {
     check(&[]);
-    check(&["compare"]);
-    check(&["workload"]);
-    check(&["workload", "inspect"]);
+    for verb in ["validate", "profile", "train", "bundle", "workload", "simulate", "compare", "calibrate"] {
+        check(&[verb]);
+    }
+    for verb in [["bundle", "inspect"], ["bundle", "verify"], ["workload", "inspect"]] {
+        check(&verb);
+    }
 }
 
 #[test]

@@ -7,13 +7,16 @@ use std::{
     path::Path,
 };
 
-use plumbline_bundles::{EngineProfile, samples};
-use plumbline_schema::{ModelSpec, Operator, Run, Workload, files::read_json};
+use plumbline_bundles::{Bundle, EngineProfile, OutOfDomain, samples};
+use plumbline_schema::{ModelSpec, Operator, OperatorShape, Run, Workload, files::read_json};
 use plumbline_validator::Suite;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
-use crate::support::{DEPLOYMENT, WORKLOAD, write};
+use crate::{
+    fixture::fixture,
+    support::{DEPLOYMENT, WORKLOAD, write},
+};
 
 /// What tends to break readers.
 const POISON: [&str; 22] = [
@@ -232,20 +235,52 @@ engine = "fitted.json"
 #[test]
 fn engine_profiles() {
     let path = Path::new("engine.json");
-    let good = r#"{"name": "e", "engine": "vllm 0.24.0", "scheduler": "vllm-v1", "dispatch": {"eager": {
-        "host_pre": {"constant_ns": 1.5e6, "per_seq_ns": 100.0, "per_token_ns": 2.0},
-        "host_post": {"constant_ns": 1.0, "per_seq_ns": 2.0, "per_token_ns": 3.0},
-        "launch_ns": 4000.0, "after_idle_ns": 5e6, "residual_quantiles": [0.9, 1.0, 1.2]}},
-        "client": {"admit_ns": 1.0, "admit_per_token_ns": 2.0,
-        "between_steps": {"constant_ns": 1.0, "per_seq_ns": 2.0, "per_token_ns": 3.0}},
-        "operator_scales": {"gemm": 1.0, "prefill_attention": 1.1, "decode_attention": 0.9, "other": 1.0},
-        "idle_threshold_ns": 2e7, "host_factor": 1.0, "fitted_on": {"gpu": "h100-sxm5-80gb",
-        "bundle_gpu": "h100-sxm5-80gb", "bundle_digest": "ab", "runs": ["a"], "num_steps": {"eager": 5},
-        "step_error": {"eager": 0.03}, "not_identified": []}}"#;
+    let good = fs::read_to_string(fixture().file("engine.json")).expect("engine profile");
     storm("engine profile", good.as_bytes(), 3_000, path, |bytes| match str::from_utf8(bytes) {
         Ok(text) => EngineProfile::parse(text, path).map(drop).map_err(|e| e.to_string()),
         Err(_) => Err("engine.json: not UTF-8".to_owned()),
     });
+}
+
+#[test]
+fn bundles() {
+    let folder = tempfile::tempdir().expect("folder");
+    let root = folder.path().join("bundle");
+    fixture().copy_bundle(&root);
+    let manifest = root.join("manifest.json");
+    let good = fs::read(&manifest).expect("manifest");
+    storm("manifest", &good, 1_500, &root, |bytes| {
+        write(&manifest, bytes);
+        let bundle = Bundle::open(&root)?;
+        bundle.host().map(drop)?;
+        bundle.operator_samples(Operator::Rope).map(drop)
+    });
+    write(&manifest, &good);
+    // Past the digests: what a hostile maker of bundles would do.
+    for (name, rounds) in
+        [("host.json", 1_500), ("samples/attention.csv", 200), ("predictors/sample.json", 150)]
+    {
+        let good = fs::read(root.join(name)).expect("payload");
+        storm(name, &good, rounds, &root.join(name), |bytes| {
+            let mut bundle = Bundle::open(&root)?;
+            bundle.update(vec![(name.to_owned(), bytes.to_vec())])?;
+            match name {
+                "host.json" => bundle.host().map(drop),
+                "samples/attention.csv" => bundle.operator_samples(Operator::Attention).map(drop),
+                _ => {
+                    let predictors = bundle.predictors()?;
+                    // What was accepted answers without a panic, and never with zero.
+                    let shape = OperatorShape::Sample { num_seqs: 7, vocab_size: 151_936 };
+                    if let Ok(time) = predictors.predict(Operator::Sample, &shape, OutOfDomain::Extrapolate) {
+                        assert!(time.time_ns > 0.0 && time.time_ns.is_finite(), "{time:?}");
+                    }
+                    Ok(())
+                }
+            }
+        });
+        let mut bundle = Bundle::open(&root).expect("bundle");
+        bundle.update(vec![(name.to_owned(), good)]).expect("restored");
+    }
 }
 
 #[test]

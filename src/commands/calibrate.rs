@@ -1,0 +1,186 @@
+//! `plumb calibrate`: real runs to an engine profile.
+
+use std::path::{Path, PathBuf};
+
+use plumbline_bundles::{
+    Bundle, EngineProfile, OutOfDomain,
+    bundle::{engine_name, to_json},
+};
+use plumbline_schema::{ModelSpec, Run};
+use plumbline_simulator::BundleTimes;
+use plumbline_validator::calibrate::{CalibrateOptions, FitRun, HeldOutRow, calibrate, judge, uncalibrated};
+use serde::Serialize;
+
+use super::simulate::gpu_by_name;
+use crate::{
+    data,
+    exit::Exit,
+    failure::Failure,
+    output::{Output, Table, percent},
+};
+
+/// The scheduler of a profile that starts from nothing.
+const SCHEDULER: &str = "vllm-v1";
+
+/// Fit an engine profile's host part on real runs, and judge it on others
+///
+/// The runs need their deployment (run.json, or engine.json beside or above them); best is step_metrics.csv too. What the
+/// runs cannot pin stays as it was and is named.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Real run folder to fit on (can be repeated)
+    #[arg(long, value_name = "RUN", required = true, num_args = 1..)]
+    real: Vec<PathBuf>,
+
+    /// Real run folder to judge the result on, before and after (can be repeated)
+    #[arg(long, value_name = "RUN", num_args = 1..)]
+    hold_out: Vec<PathBuf>,
+
+    /// Bundle folder, or the name of a shipped bundle
+    #[arg(long)]
+    bundle: String,
+
+    /// Engine profile to start from: its name in the bundle, or a JSON file; another name starts from nothing but the
+    /// bundle's launch costs
+    #[arg(long)]
+    engine: String,
+
+    /// Model of the runs: a shipped name, or a Hugging Face config.json. Without it, the shipped model that each run's
+    /// deployment names
+    #[arg(long)]
+    model: Option<String>,
+
+    /// GPU of the runs, when it is not the bundle's: times are then carried over by the two data sheets
+    #[arg(long, value_name = "GPU")]
+    gpu: Option<String>,
+
+    /// Engine profile to write, a JSON file. Without it, engines/NAME.json of the bundle
+    #[arg(long, value_name = "PROFILE")]
+    out: Option<PathBuf>,
+
+    /// Seed of the simulations of held-out runs
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    out: String,
+    profile: &'a EngineProfile,
+    held_out: &'a [HeldOutRow],
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// When an input cannot be used, a run lacks what fitting needs, or the profile cannot be written.
+pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
+    let mut bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
+    let mut predictors = bundle.predictors()?;
+    if let Some(gpu) = &args.gpu {
+        predictors = predictors.transferred_to(gpu_by_name(gpu)?);
+    }
+    let fit_on = read_runs(&args.real, args.model.as_deref())?;
+    let held_out = read_runs(&args.hold_out, args.model.as_deref())?;
+    let options = CalibrateOptions {
+        prior: prior(&bundle, &args.engine, &fit_on)?,
+        gpu: predictors.gpu().name.clone(),
+        bundle_gpu: predictors.source_gpu().name.clone(),
+        bundle_digest: bundle.digest().to_owned(),
+    };
+    let times = BundleTimes { predictors: &predictors, out_of_domain: OutOfDomain::Extrapolate };
+    let profile = calibrate(&fit_on, &times, &options)?;
+    let rows = judge(&held_out, &times, &options.prior, &profile, args.seed)?;
+    let out = save(&profile, args.out.as_deref(), &mut bundle)?;
+    let report = Report { out: out.display().to_string(), profile: &profile, held_out: &rows };
+    output.print(&report, || text(&profile, &rows))?;
+    output.note(format!("wrote {}", out.display()));
+    Ok(Exit::Fine)
+}
+
+/// The profile to start from.
+fn prior(bundle: &Bundle, name_or_path: &str, runs: &[FitRun]) -> Result<EngineProfile, Failure> {
+    let is_file = name_or_path.contains(['/', '\\']) || name_or_path.ends_with(".json");
+    if is_file || bundle.engine_names().contains(&name_or_path) {
+        return super::simulate::engine(bundle, name_or_path);
+    }
+    let engine = runs.first().map_or("unknown", |first| first.run.info.engine.as_str());
+    Ok(uncalibrated(name_or_path, engine, SCHEDULER, &bundle.host()?))
+}
+
+fn read_runs(folders: &[PathBuf], model: Option<&str>) -> Result<Vec<FitRun>, Failure> {
+    folders.iter().map(|folder| read_run(folder, model)).collect()
+}
+
+fn read_run(folder: &Path, model: Option<&str>) -> Result<FitRun, Failure> {
+    let run = Run::read(folder)?;
+    let recorded = run.info.deployment.as_ref().map(|deployment| deployment.model.as_str());
+    let Some(name) = model.or(recorded.filter(|name| ModelSpec::shipped_names().contains(name))) else {
+        let found = recorded.map_or("no deployment".to_owned(), |name| format!("model `{name}`"));
+        let text =
+            format!("{}: expected a deployment that names a shipped model, found {found}", folder.display());
+        return Err(Failure::message(Exit::BadInput, text).with_hint("name it with --model"));
+    };
+    let model = ModelSpec::load(name)?;
+    Ok(FitRun { name: run_name(folder), run, model })
+}
+
+/// The last two parts of the path: what tells runs apart, without where they lie on this machine.
+fn run_name(folder: &Path) -> String {
+    let parts: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+    parts[parts.len().saturating_sub(2)..].join("/")
+}
+
+/// Writes the profile where asked, or into the bundle; returns where.
+fn save(profile: &EngineProfile, out: Option<&Path>, bundle: &mut Bundle) -> Result<PathBuf, Failure> {
+    if let Some(path) = out {
+        profile.write(path)?;
+        return Ok(path.to_path_buf());
+    }
+    profile.check().map_err(|error| error.at(&bundle.root))?;
+    let name = engine_name(&profile.name);
+    let bytes = to_json(&name, profile)?;
+    let path = bundle.root.join(&name);
+    bundle.update(vec![(name, bytes)])?;
+    Ok(path)
+}
+
+fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
+    let fitted = &profile.fitted_on;
+    let mut text = format!("{}: fitted on {}\n", profile.name, fitted.runs.join(", "));
+    for (dispatch, steps) in &fitted.num_steps {
+        let error = fitted.step_error.get(dispatch).map_or_else(|| "n/a".to_owned(), |error| percent(*error));
+        text.push_str(&format!("{dispatch}: {steps} steps, median absolute error {error}\n"));
+    }
+    if !fitted.not_identified.is_empty() {
+        text.push_str(&format!("not identified by these runs: {}\n", fitted.not_identified.join(", ")));
+    }
+    if rows.is_empty() {
+        return text;
+    }
+    let mut table = Table::new(&[
+        "held out",
+        "metric",
+        "stat",
+        ">real ms",
+        ">before ms",
+        ">error",
+        ">after ms",
+        ">error",
+    ]);
+    for row in rows {
+        let ms = |value: Option<f64>| value.map_or_else(|| "n/a".to_owned(), |ms| format!("{ms:.3}"));
+        let pct = |value: Option<f64>| value.map_or_else(|| "n/a".to_owned(), |pct| format!("{pct:+.1} %"));
+        table.row([
+            row.run.clone(),
+            row.metric.title().to_owned(),
+            row.stat.name().to_owned(),
+            ms(row.real_ms),
+            ms(row.before_ms),
+            pct(row.before_error_pct),
+            ms(row.after_ms),
+            pct(row.after_error_pct),
+        ]);
+    }
+    format!("{text}\n{table}")
+}

@@ -1,0 +1,125 @@
+//! `plumb validate`: the main job.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use plumbline_validator::{
+    CaseStatus, Suite, SuiteResult, ValidateOptions, render_table, validate, write_report,
+};
+
+use super::simulate::{OutOfDomainArg, ResidualsArg};
+use crate::{data, exit::Exit, failure::Failure, output::Output};
+
+/// Simulate every case of a suite, compare it with its real runs, write a report
+///
+/// The table shows p50 of TTFT, ITL, TPOT and E2E: real (median over repeats), simulated, signed error, and the band of
+/// the real repeats widened by 5 %. Exit codes: 0 when every case could be judged, 5 when some could not, 2 when none
+/// could.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Suite: a TOML file. Without it, the shipped one
+    #[arg(long, value_name = "FILE")]
+    suite: Option<PathBuf>,
+
+    /// Report folder to write; an earlier report there is replaced
+    #[arg(long, value_name = "DIR", default_value = "plumb-report")]
+    out: PathBuf,
+
+    /// Only cases whose name holds this text (can be repeated)
+    #[arg(long, value_name = "TEXT")]
+    case: Vec<String>,
+
+    /// Print the names of the cases that would run, and run none
+    #[arg(long)]
+    list: bool,
+
+    /// What to do about shapes outside of what was measured
+    #[arg(long, value_enum, default_value_t = OutOfDomainArg::Extrapolate)]
+    out_of_domain: OutOfDomainArg,
+
+    /// Whether step times scatter as measured ones do
+    #[arg(long, value_enum, default_value_t = ResidualsArg::Drawn)]
+    residuals: ResidualsArg,
+
+    /// Seed of every simulation
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// When the suite cannot be used, no case can be judged, or the report cannot be written.
+pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
+    let suite = suite(args)?;
+    if args.list {
+        let names: Vec<_> = suite.cases.iter().map(|case| case.name.as_str()).collect();
+        output.print(&names, || names.join("\n"))?;
+        return Ok(Exit::Fine);
+    }
+    let options = ValidateOptions {
+        seed: args.seed,
+        residuals: args.residuals.into(),
+        out_of_domain: args.out_of_domain.into(),
+    };
+    let total = suite.cases.len() as u64;
+    let bar = output.bar(total);
+    let done = AtomicU64::new(0);
+    let result = validate(&suite, &options, &|case| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        bar.set(done, total, &case.name);
+    });
+    drop(bar);
+    let failures = failures(&result);
+    if result.cases.iter().all(|case| case.status == CaseStatus::Failed) {
+        if output.json {
+            output.print(&result, String::new)?;
+        }
+        return Err(Failure::message(Exit::BadInput, failures.unwrap_or_default()));
+    }
+    write_report(&result, &args.out)?;
+    output.print(&result, || render_table(&result))?;
+    output.note(format!("report in {}", args.out.display()));
+    match failures {
+        None => Ok(Exit::Fine),
+        Some(text) => Err(Failure::message(Exit::Incomplete, text)),
+    }
+}
+
+/// The suite, less the cases that were not asked for.
+fn suite(args: &Args) -> Result<Suite, Failure> {
+    let mut suite = match &args.suite {
+        // Bundles by name need the shipped data; a suite of paths does not.
+        Some(path) => Suite::load(path, &data::folder().unwrap_or_default())?,
+        None => {
+            let data = data::folder()?;
+            Suite::load(&data.join("suite.toml"), &data)?
+        }
+    };
+    let is_wanted = |name: &str| args.case.is_empty() || args.case.iter().any(|text| name.contains(text));
+    let names: Vec<_> = suite.cases.iter().map(|case| case.name.clone()).collect();
+    suite.cases.retain(|case| is_wanted(&case.name));
+    if suite.cases.is_empty() {
+        let text = format!("--case: expected part of a case's name, found {:?}", args.case);
+        return Err(Failure::message(Exit::BadInput, text).with_hint(format!(
+            "{} has {}",
+            suite.path.display(),
+            names.join(", ")
+        )));
+    }
+    Ok(suite)
+}
+
+/// What could not be judged, in one line; none when everything could.
+fn failures(result: &SuiteResult) -> Option<String> {
+    let mut failed = result.failures();
+    let first = failed.next()?;
+    let why = first.error.as_deref().unwrap_or("no reason given");
+    let text = format!("case `{}`: {why}", first.name);
+    Some(match failed.count() {
+        0 => text,
+        more => format!("{text} (and {more} more cases could not be judged)"),
+    })
+}

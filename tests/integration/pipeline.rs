@@ -1,0 +1,225 @@
+//! From a device to a judged prediction, without a GPU.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use crate::{
+    fixture::fixture,
+    support::{arg, ended, plumb, stdout_of, write},
+};
+
+fn simulate_args<'a>(files: &'a [String; 4], out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let [bundle, engine, workload, deployment] = files;
+    let mut args = vec!["simulate", "--bundle", bundle, "--engine", engine, "--model", "qwen3-0.6b"];
+    args.extend(["--workload", workload, "--deployment", deployment, "--out", out]);
+    args.extend(more);
+    args
+}
+
+/// Bundle, engine, workload and deployment of the fixture.
+fn files() -> [String; 4] {
+    let fixture = fixture();
+    let bundle = arg(&fixture.bundle()).to_owned();
+    let file = |name| arg(&fixture.file(name)).to_owned();
+    [bundle, file("engine.json"), file("workload.csv"), file("deployment.json")]
+}
+
+#[test]
+fn training_recovers_the_fake_devices_law() {
+    let operators = fixture().training["report"]["operators"].as_array().expect("operators").clone();
+    assert_eq!(operators.len(), 13, "every operator within one GPU");
+    for operator in &operators {
+        let name = &operator["operator"];
+        let error = &operator["error"]["shuffled"];
+        // The device scatters by 1 %; what training does not see of the law is held out.
+        assert!(error["p50"].as_f64().expect("p50") < 0.02, "{name}: {error}");
+        assert!(error["mean"].as_f64().expect("mean") < 0.03, "{name}: {error}");
+        let roofline = operator["roofline_error"]["p50"].as_f64().expect("roofline");
+        assert!(error["p50"].as_f64().expect("p50") < roofline, "{name}: no better than the data sheet");
+    }
+}
+
+#[test]
+fn the_bundle_is_sound_and_says_what_it_holds() {
+    let bundle = fixture().bundle();
+    let verified: Value =
+        serde_json::from_str(&stdout_of(["bundle", "verify", arg(&bundle), "--json"])).expect("JSON");
+    assert_eq!(verified["problems"], Value::Array(vec![]));
+    assert_eq!(verified["num_predictors"], 13);
+    let text = stdout_of(["bundle", "inspect", arg(&bundle)]);
+    for part in ["fake-gpu", "qwen3-0.6b", "attention", "kernel launch"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let files = files();
+    let run = |name: &str, seed: &str| {
+        let out = folder.path().join(name);
+        let json = stdout_of(simulate_args(&files, arg(&out), &["--seed", seed, "--json"]));
+        let bytes = ["request_metrics.csv", "token_metrics.csv", "step_metrics.csv", "run.json"]
+            .map(|file| fs::read(out.join(file)).expect("a file of the run"));
+        (bytes, json.replace(arg(&out), "OUT"))
+    };
+    let (first, text) = run("a", "7");
+    let (again, same_text) = run("b", "7");
+    assert_eq!((&first, &text), (&again, &same_text));
+    // Written over an earlier simulation.
+    assert_eq!(run("a", "7").0, first);
+    let (other, _) = run("c", "8");
+    assert_ne!(first[2], other[2], "another seed draws other residuals");
+    assert_eq!(first[0].iter().filter(|b| **b == b'\n').count(), 5);
+
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(value["counts"]["finished"], 4);
+    let coverage = value["coverage"].as_object().expect("coverage");
+    let sum: f64 = coverage.values().filter_map(Value::as_f64).sum();
+    assert!((sum - 1.0).abs() < 1e-9, "{coverage:?}");
+    assert_eq!(coverage["roofline"], 0.0);
+}
+
+#[test]
+fn training_twice_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let bundle = folder.path().join("bundle");
+    fixture().copy_bundle(&bundle);
+    let digest = fixture().training["digest"].clone();
+    let again: Value = serde_json::from_str(&stdout_of(["train", arg(&bundle), "--json"])).expect("JSON");
+    assert_eq!(again["digest"], digest);
+}
+
+/// Makes a run look measured.
+fn relabel_as_real(run: &Path) {
+    let path = run.join("run.json");
+    let text = fs::read_to_string(&path).expect("run.json");
+    write(&path, text.replace("\"simulated\"", "\"real\""));
+}
+
+#[test]
+fn a_simulation_is_compared_with_runs_of_the_same_workload() {
+    let folder = tempfile::tempdir().expect("folder");
+    let files = files();
+    let outs = ["real-1", "real-2", "sim"].map(|name| folder.path().join(name));
+    for (out, seed) in outs.iter().zip(["1", "2", "3"]) {
+        stdout_of(simulate_args(&files, arg(out), &["--seed", seed]));
+    }
+    let [real_1, real_2, sim] = &outs;
+    relabel_as_real(real_1);
+    relabel_as_real(real_2);
+
+    let report = folder.path().join("report");
+    let args = ["compare", arg(real_1), arg(real_2), "--sim", arg(sim), "--out", arg(&report), "--json"];
+    let result: Value = serde_json::from_str(&stdout_of(args)).expect("JSON");
+    let metrics = result["cases"][0]["metrics"].as_array().expect("metrics");
+    assert_eq!(metrics.len(), 16);
+    let ttft = metrics.iter().find(|m| m["metric"] == "ttft" && m["stat"] == "mean").expect("mean TTFT");
+    assert_eq!(ttft["n"], 4);
+    // Only the draws differ.
+    assert!(ttft["error_pct"].as_f64().expect("error").abs() < 20.0, "{ttft}");
+    for file in ["results.json", "summary.md", "report.html"] {
+        assert!(report.join(file).is_file(), "{file}");
+    }
+
+    // The scheduler's own steps replay as they were formed.
+    let replay = ["compare", arg(real_1), arg(real_2), "--replay-steps", "--json"];
+    let replayed: Value = serde_json::from_str(&stdout_of(replay)).expect("JSON");
+    for run in replayed["runs"].as_array().expect("runs") {
+        assert_eq!((&run["steps"], &run["first_difference"]), (&run["identical"], &Value::Null), "{run}");
+        assert!(run["steps"].as_u64().expect("steps") > 10);
+    }
+
+    // A real run is never written over.
+    let (code, _, stderr) =
+        ended(&plumb(simulate_args(&files, arg(real_1), &[])).output().expect("plumb starts"));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("found a real run"), "{stderr}");
+}
+
+#[test]
+fn a_step_that_the_scheduler_would_not_form_exits_with_3() {
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("run");
+    stdout_of(simulate_args(&files(), arg(&out), &["--residuals", "none"]));
+    let path = out.join("step_metrics.csv");
+    let text = fs::read_to_string(&path).expect("steps");
+    // The first prompt of 100 tokens, said to be computed in two steps' worth of context.
+    assert!(text.contains("100:0"), "{text}");
+    write(&path, text.replacen("100:0", "100:1", 1));
+    let (code, stdout, stderr) =
+        ended(&plumb(["compare", arg(&out), "--replay-steps"]).output().expect("plumb starts"));
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stdout.contains("first differs in step 0") && stdout.contains("100:1"), "{stdout}");
+}
+
+#[test]
+fn an_operator_outside_its_domain_is_refused_or_tagged() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut files = files();
+    files[2] = arg(&write(
+        &folder.path().join("long.csv"),
+        "request_id,arrival_time_ns,num_prefill_tokens,num_decode_tokens\n0,0,39000,4\n",
+    ))
+    .to_owned();
+    let out = folder.path().join("run");
+    let more = ["--set", "max_model_len=40000", "--set", "num_gpu_blocks=4000", "--json"];
+    let refused = [&more[..], &["--out-of-domain", "refuse"]].concat();
+    let (code, _, stderr) =
+        ended(&plumb(simulate_args(&files, arg(&out), &refused)).output().expect("starts"));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("operator `attention`") && stderr.contains("outside the measured"), "{stderr}");
+    assert!(!out.exists());
+    let text = stdout_of(simulate_args(&files, arg(&out), &more));
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(value["coverage"]["extrapolated"].as_f64().expect("a share") > 0.0, "{text}");
+}
+
+#[test]
+fn times_carried_over_to_another_gpu_are_tagged() {
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("run");
+    let text = stdout_of(simulate_args(&files(), arg(&out), &["--gpu", "a100-sxm4-80gb", "--json"]));
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(value["coverage"]["transferred"], 1.0);
+    let run: Value = serde_json::from_slice(&fs::read(out.join("run.json")).expect("file")).expect("JSON");
+    assert_eq!(run["gpu"], "a100-sxm4-80gb");
+}
+
+#[test]
+fn another_models_table_is_never_borrowed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("run");
+    let files = files();
+    let [bundle, engine, workload, deployment] = &files;
+    let args =
+        ["simulate", "--bundle", bundle, "--engine", engine, "--model", "llama3-8b", "--workload", workload];
+    let more = ["--deployment", deployment, "--out", arg(&out), "--json"];
+    let refuse = ["--out-of-domain", "refuse"];
+    let (code, _, stderr) =
+        ended(&plumb(args.iter().chain(&more).chain(&refuse)).output().expect("plumb starts"));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("hidden_size = 4096 is outside the measured 1024..=1024"), "{stderr}");
+    assert!(!out.exists());
+    let value: Value = serde_json::from_str(&stdout_of(args.iter().chain(&more))).expect("JSON");
+    // Only operators that see neither hidden size nor number of query heads may know this model's shapes.
+    assert!(value["coverage"]["extrapolated"].as_f64().expect("a share") > 0.9, "{value}");
+}
+
+#[test]
+fn without_a_gpu_profile_says_what_to_do() {
+    if Path::new("/dev/nvidiactl").exists() {
+        eprintln!("SKIPPED: this machine has a GPU");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("bundle");
+    let output =
+        plumb(["profile", "--model", "qwen3-0.6b", "--out", arg(&out)]).output().expect("plumb starts");
+    let (code, stdout, stderr) = ended(&output);
+    assert_eq!((code, stdout.as_str()), (4, ""), "{stderr}");
+    assert!(stderr.starts_with("error: no usable device: "), "{stderr}");
+    assert!(stderr.contains("hint:") && stderr.contains("--device fake"), "{stderr}");
+    assert!(!out.exists());
+}
