@@ -1,10 +1,14 @@
 //! What was learned about one operator: a file of a bundle.
 
-use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::floor_ns};
+use std::path::Path;
+
+use plumbline_schema::{GpuSpec, InputError, Operator, OperatorShape, roofline::floor_ns};
 use serde::{Deserialize, Serialize};
 
 use super::Domain;
 use crate::{
+    bundle::predictor_name,
+    error::BundleError,
     features::{feature_names, features, part_names, parts_ns, shape_values},
     forest::Forest,
 };
@@ -148,6 +152,18 @@ impl OperatorPredictor {
             }
         }
         Ok(())
+    }
+
+    /// The predictor as its file holds it: on one line, as indenting trees would triple their size.
+    ///
+    /// # Errors
+    /// `Input` when JSON cannot hold it.
+    pub fn to_json(&self) -> Result<Vec<u8>, BundleError> {
+        let name = predictor_name(self.operator);
+        let mut bytes = serde_json::to_vec(self)
+            .map_err(|e| InputError::json(Path::new(&name), "a value that JSON can hold", &e))?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 
     /// Overhead and roofline parts of a shape on a GPU, ns; the forest's ratio is to this.
