@@ -21,7 +21,7 @@ const SIMULATED: RGBColor = RGBColor(222, 115, 28);
 const GRID: RGBColor = RGBColor(140, 140, 140);
 
 /// From this ratio of largest to smallest value on, the axis is logarithmic.
-const LOG_FROM_RATIO: f64 = 20.0;
+const LOG_FROM_RATIO: f64 = 10.0;
 
 /// More points than this are not seen on a line; it keeps files small.
 const MAX_POINTS: usize = 400;
@@ -224,11 +224,11 @@ mod tests {
     }
 
     #[test]
-    fn the_axis_turns_logarithmic_where_values_span_more_than_20_times() {
+    fn the_axis_turns_logarithmic_where_values_span_more_than_10_times() {
         let axis = |values: &[f64]| MsAxis::spanning([values].into_iter());
-        assert!(!axis(&[1.0, 20.0]).is_log);
-        assert!(axis(&[1.0, 20.1]).is_log);
-        assert!(!axis(&[0.0, 20.1]).is_log);
+        assert!(!axis(&[1.0, 10.0]).is_log);
+        assert!(axis(&[1.0, 10.1]).is_log);
+        assert!(!axis(&[0.0, 10.1]).is_log);
         assert_eq!(axis(&[3.0, 300.0]).log_ticks(8), [5.0, 10.0, 20.0, 50.0, 100.0, 200.0]);
         assert_eq!(
             MsAxis { low: 0.0, high: 21.0, is_log: false }.linear_ticks(8),

@@ -45,8 +45,9 @@ pub(super) fn range(row: &MetricRow, num_repeats: usize) -> String {
     }
 }
 
-/// A case's shares of operator time by provenance, largest first: `interpolated 96 %, measured 4 %`.
-pub(super) fn coverage(case: &CaseResult) -> String {
+/// A case's shares of operator time by provenance, largest first: `interpolated 96 %, measured 4 %`; none
+/// when not known.
+pub(super) fn coverage(case: &CaseResult) -> Option<String> {
     let mut shares: Vec<_> = case.coverage.iter().filter(|(_, share)| **share > 0.0).collect();
     shares.sort_by(|a, b| b.1.total_cmp(a.1));
     let texts: Vec<_> = shares
@@ -56,7 +57,7 @@ pub(super) fn coverage(case: &CaseResult) -> String {
             pct => format!("{name} {pct:.0} %"),
         })
         .collect();
-    if texts.is_empty() { "not known".into() } else { texts.join(", ") }
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 /// `median 3.1 %, worst 8.2 % (name), 5 of 7 in band`.

@@ -94,7 +94,10 @@ fn section(page: &mut String, case: &CaseResult, figure: &dyn Fn(Metric) -> Opti
     if let Some(ms) = case.simulate_ms {
         let _ = write!(page, "; simulated in {ms:.1} ms");
     }
-    let _ = writeln!(page, "; operator time: {}.</p>", escape(&format::coverage(case)));
+    if let Some(coverage) = format::coverage(case) {
+        let _ = write!(page, "; operator time: {}", escape(&coverage));
+    }
+    page.push_str(".</p>\n");
     for note in &case.notes {
         let _ = writeln!(page, "<p class=\"note\">{}</p>", escape(note));
     }

@@ -38,7 +38,7 @@ pub(super) fn render(result: &SuiteResult) -> String {
     text.push_str("| case | role | share of operator time | simulated in |\n| --- | --- | --- | ---: |\n");
     for case in result.cases_by_role().filter(|c| c.status == CaseStatus::Ok) {
         let wall = case.simulate_ms.map_or_else(|| "n/a".into(), |ms| format!("{ms:.1} ms"));
-        let coverage = format::coverage(case);
+        let coverage = format::coverage(case).unwrap_or_else(|| "not known".into());
         let _ = writeln!(text, "| {} | {} | {coverage} | {wall} |", cell(&case.name), case.role.title());
     }
     text.push_str("\n## Request by request\n\n");
