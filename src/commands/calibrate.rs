@@ -11,7 +11,7 @@ use plumbline_simulator::BundleTimes;
 use plumbline_validator::calibrate::{CalibrateOptions, FitRun, HeldOutRow, calibrate, judge, uncalibrated};
 use serde::Serialize;
 
-use super::simulate::gpu_by_name;
+use super::simulate::predictors;
 use crate::{
     data,
     exit::Exit,
@@ -76,10 +76,7 @@ struct Report<'a> {
 /// When an input cannot be used, a run lacks what fitting needs, or the profile cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let mut bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
-    let mut predictors = bundle.predictors()?;
-    if let Some(gpu) = &args.gpu {
-        predictors = predictors.transferred_to(gpu_by_name(gpu)?);
-    }
+    let predictors = predictors(&bundle, args.gpu.as_deref())?;
     let fit_on = read_runs(&args.real, args.model.as_deref())?;
     let held_out = read_runs(&args.hold_out, args.model.as_deref())?;
     let options = CalibrateOptions {

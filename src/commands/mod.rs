@@ -21,11 +21,11 @@ use crate::{exit::Exit, failure::Failure, output::Output};
 #[command(name = "plumb", version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
     /// Print one JSON document in place of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     json: bool,
 
     /// Show neither progress nor notes, only errors
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 901)]
     pub quiet: bool,
 
     #[command(subcommand)]

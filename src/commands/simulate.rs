@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use plumbline_bundles::{Bundle, Dispatch, EngineProfile, OutOfDomain, bundle::sha256_hex};
+use plumbline_bundles::{Bundle, Dispatch, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex};
 use plumbline_schema::{Deployment, EngineMode, GpuSpec, ModelSpec, Run, RunKind, Workload};
 use plumbline_simulator::{
     BundleTimes, Coverage, Residuals, SimulateOptions, Simulation, SimulationCounts, simulate,
@@ -114,10 +114,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let workload = Workload::read(&args.workload)?;
     let bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
     let profile = engine(&bundle, &args.engine)?;
-    let mut predictors = bundle.predictors()?;
-    if let Some(gpu) = &args.gpu {
-        predictors = predictors.transferred_to(gpu_by_name(gpu)?);
-    }
+    let predictors = predictors(&bundle, args.gpu.as_deref())?;
     let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
     let options = SimulateOptions {
         seed: args.seed,
@@ -166,12 +163,15 @@ pub fn engine(bundle: &Bundle, name_or_path: &str) -> Result<EngineProfile, Fail
     if is_file { Ok(EngineProfile::read(Path::new(name_or_path))?) } else { Ok(bundle.engine(name_or_path)?) }
 }
 
-/// A shipped data sheet by name.
-pub fn gpu_by_name(name: &str) -> Result<GpuSpec, Failure> {
-    GpuSpec::by_name(name).ok_or_else(|| {
+/// A bundle's predictors, carried over to another GPU where one is named.
+pub fn predictors(bundle: &Bundle, gpu: Option<&str>) -> Result<Predictors, Failure> {
+    let predictors = bundle.predictors()?;
+    let Some(name) = gpu.filter(|name| *name != predictors.gpu().name) else { return Ok(predictors) };
+    let gpu = GpuSpec::by_name(name).ok_or_else(|| {
         let known = GpuSpec::shipped().into_iter().map(|gpu| gpu.name).collect::<Vec<_>>().join(", ");
         Failure::message(Exit::BadInput, format!("--gpu: expected one of {known}, found `{name}`"))
-    })
+    })?;
+    Ok(predictors.transferred_to(gpu))
 }
 
 fn deployment(

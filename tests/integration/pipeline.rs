@@ -138,6 +138,53 @@ fn a_simulation_is_compared_with_runs_of_the_same_workload() {
     assert!(stderr.contains("found a real run"), "{stderr}");
 }
 
+/// A workload of `num_requests` requests, each some milliseconds behind the one before.
+fn steady_workload(num_requests: u64, seed: u64) -> String {
+    let mut text = String::from("request_id,arrival_time_ns,num_prefill_tokens,num_decode_tokens\n");
+    for id in 0..num_requests {
+        let mixed = (id + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (prefill, decode) = (20 + mixed % 700, 10 + (mixed >> 32) % 60);
+        text.push_str(&format!("{id},{},{prefill},{decode}\n", id * 30_000_000));
+    }
+    text
+}
+
+#[test]
+fn calibration_finds_the_engine_behind_a_run() {
+    let folder = tempfile::tempdir().expect("folder");
+    let outs = ["fit", "held-out"].map(|name| folder.path().join("runs").join(name));
+    for (seed, out) in (1..).zip(&outs) {
+        let mut files = files();
+        let workload = write(&folder.path().join("workload.csv"), steady_workload(60, seed));
+        files[2] = arg(&workload).to_owned();
+        stdout_of(simulate_args(&files, arg(out), &["--residuals", "none"]));
+        relabel_as_real(out);
+    }
+    let profile = folder.path().join("fitted.json");
+    let [fit, held_out] = &outs;
+    let bundle = fixture().bundle();
+    let calibrate = ["calibrate", "--real", arg(fit), "--hold-out", arg(held_out), "--bundle", arg(&bundle)];
+    let more = ["--engine", "found", "--out", arg(&profile), "--json"];
+    let text = stdout_of(calibrate.iter().chain(&more));
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(value["profile"]["fitted_on"]["runs"][0], "runs/fit");
+    let rows = value["held_out"].as_array().expect("rows");
+    let itl = rows.iter().find(|r| r["metric"] == "itl" && r["stat"] == "p50").expect("ITL");
+    let error = |key: &str| itl[key].as_f64().expect("an error").abs();
+    assert!(error("after_error_pct") < 3.0, "{itl}");
+    assert!(error("before_error_pct") > 30.0, "launch costs alone do not explain this engine: {itl}");
+
+    // What was written serves a simulation, and can be put into the bundle instead.
+    let mut files = files();
+    files[1] = arg(&profile).to_owned();
+    stdout_of(simulate_args(&files, arg(&folder.path().join("sim")), &[]));
+    let own = folder.path().join("bundle");
+    fixture().copy_bundle(&own);
+    stdout_of(["calibrate", "--real", arg(fit), "--bundle", arg(&own), "--engine", "found"]);
+    stdout_of(["bundle", "verify", arg(&own)]);
+    assert!(stdout_of(["bundle", "inspect", arg(&own)]).contains("found"));
+}
+
 #[test]
 fn a_step_that_the_scheduler_would_not_form_exits_with_3() {
     let folder = tempfile::tempdir().expect("folder");
