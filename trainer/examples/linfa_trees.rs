@@ -32,7 +32,7 @@ fn law_ns(m: u32, n: u32, k: u32, gpu: &GpuSpec) -> f64 {
     OVERHEAD_NS + compute_ns.max(bytes / (0.85 * gpu.hbm_bandwidth_bytes_per_s) * 1e9)
 }
 
-/// 600 rows: features and `ln(time / baseline)` of random sizes for five weights, with 1 % noise.
+/// 600 rows: features and `ln(time / baseline)` of random sizes for five weights, with noise of up to 1 %.
 fn rows(seed: u64, gpu: &GpuSpec) -> (Array2<f64>, Array1<f64>) {
     let mut rng = Pcg64::seed_from_u64(seed);
     let mut uniform = move || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
