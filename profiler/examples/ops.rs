@@ -26,7 +26,8 @@ fn decodes(num_seqs: usize, context: u32) -> String {
 fn check_points() -> Result<Vec<Point>, Box<dyn std::error::Error>> {
     let heads = |num_q_heads, num_kv_heads, head_dim| Heads { num_q_heads, num_kv_heads, head_dim };
     let plain = |operator, values: &[u64]| {
-        let shape = OperatorShape::from_values(operator, values).ok_or("a shape does not fit its operator")?;
+        let shape =
+            OperatorShape::from_values(operator, values).ok_or("a shape does not fit its operator")?;
         Ok::<_, Box<dyn std::error::Error>>(Point { operator, shape, batch: None })
     };
     let mut points = vec![
@@ -148,7 +149,11 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
         let measured = match device.measure(&point, cache, &RULE) {
             Ok(measured) => measured,
             Err(ProfileError::Operator { reason, fatal: false, .. }) => {
-                println!("{model:<10} {:<14} {:<24} failed: {reason}", point.operator.name(), describe(&point));
+                println!(
+                    "{model:<10} {:<14} {:<24} failed: {reason}",
+                    point.operator.name(),
+                    describe(&point)
+                );
                 continue;
             }
             Err(error) => return Err(error.into()),

@@ -1,4 +1,6 @@
 //! What an attention launch is told about its sequences: block tables, tiles of queries, splits of keys.
+//!
+//! The kernels read the tables as int32; every number is far below 2^31.
 
 use plumbline_schema::{Heads, StepBatch};
 use rand::{RngExt, SeedableRng};
@@ -19,9 +21,9 @@ const MAX_SPLIT_BLOCKS: u32 = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrefillPlan {
     /// First token, tokens, context and 0 of each chunk.
-    pub seqs: Vec<[i32; 4]>,
+    pub seqs: Vec<[u32; 4]>,
     /// Chunk and first row of each tile, longest first.
-    pub tiles: Vec<[i32; 2]>,
+    pub tiles: Vec<[u32; 2]>,
     /// Tiles of 16 rows a warp; a block has four warps.
     pub warp_tiles: u32,
 }
@@ -30,9 +32,9 @@ pub struct PrefillPlan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodePlan {
     /// Token, keys, first item and number of items of each sequence.
-    pub seqs: Vec<[i32; 4]>,
+    pub seqs: Vec<[u32; 4]>,
     /// Sequence, first KV block, past the last KV block and 0 of each split.
-    pub items: Vec<[i32; 4]>,
+    pub items: Vec<[u32; 4]>,
 }
 
 /// One step's attention. Tokens of the prefill chunks come first, then the decodes.
@@ -45,7 +47,7 @@ pub struct AttentionPlan {
     /// Entries of a row of the block table.
     pub table_stride: u32,
     /// A row a sequence, prefill chunks first.
-    pub block_table: Vec<i32>,
+    pub block_table: Vec<u32>,
     /// Chunks, if there are any.
     pub prefill: Option<PrefillPlan>,
     /// Decodes, if there are any.
@@ -57,9 +59,13 @@ impl AttentionPlan {
     pub fn new(batch: &StepBatch, heads: Heads, num_sms: u32, seed: u64) -> Self {
         let chunks = batch.prefill_chunks.iter().filter(|chunk| chunk.num_tokens > 0);
         let chunks: Vec<_> = chunks.map(|chunk| (chunk.num_tokens, chunk.context_len)).collect();
-        let decode_lengths: Vec<u32> = batch.decode_contexts.iter().map(|context| context + 1).collect();
-        let lengths: Vec<u32> =
-            chunks.iter().map(|(tokens, context)| tokens + context).chain(decode_lengths.iter().copied()).collect();
+        let decode_lengths: Vec<u32> =
+            batch.decode_contexts.iter().map(|context| context.saturating_add(1)).collect();
+        let lengths: Vec<u32> = chunks
+            .iter()
+            .map(|(tokens, context)| tokens + context)
+            .chain(decode_lengths.iter().copied())
+            .collect();
 
         let (block_table, table_stride, num_blocks) = block_table(&lengths, seed);
         let num_prefill_tokens: u32 = chunks.iter().map(|(tokens, _)| tokens).sum();
@@ -76,11 +82,11 @@ impl AttentionPlan {
 }
 
 /// Deals every sequence the blocks it needs. The rows are padded with block 0 to a multiple of four entries.
-fn block_table(lengths: &[u32], seed: u64) -> (Vec<i32>, u32, u32) {
+fn block_table(lengths: &[u32], seed: u64) -> (Vec<u32>, u32, u32) {
     let blocks: Vec<u32> = lengths.iter().map(|length| length.div_ceil(BLOCK_SIZE)).collect();
     let num_blocks: u32 = blocks.iter().sum();
     let stride = blocks.iter().copied().max().unwrap_or(0).next_multiple_of(4);
-    let mut deck: Vec<i32> = (0..num_blocks as i32).collect();
+    let mut deck: Vec<u32> = (0..num_blocks).collect();
     let mut random = Pcg64Mcg::seed_from_u64(seed);
     for i in (1..deck.len()).rev() {
         deck.swap(i, random.random_range(0..=i));
@@ -103,11 +109,11 @@ fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, num_sms: u32) -> PrefillPla
     let mut seqs = Vec::with_capacity(chunks.len());
     let mut tiles = Vec::new();
     for (seq, &(tokens, context)) in chunks.iter().enumerate() {
-        seqs.push([first_token as i32, tokens as i32, context as i32, 0]);
-        tiles.extend((0..tokens.div_ceil(rows)).map(|tile| [seq as i32, (tile * rows) as i32]));
+        seqs.push([first_token, tokens, context, 0]);
+        tiles.extend((0..tokens.div_ceil(rows)).map(|tile| [seq as u32, tile * rows]));
         first_token += tokens;
     }
-    let keys = |tile: &[i32; 2]| chunks[tile[0] as usize].1 + tile[1] as u32;
+    let keys = |tile: &[u32; 2]| chunks[tile[0] as usize].1 + tile[1];
     tiles.sort_by_key(|tile| std::cmp::Reverse(keys(tile)));
     PrefillPlan { seqs, tiles, warp_tiles }
 }
@@ -126,10 +132,10 @@ fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) ->
         // Even shares, so that no split is a leftover.
         let share = blocks.div_ceil(splits);
         let splits = blocks.div_ceil(share);
-        seqs.push([(first_token as usize + seq) as i32, length as i32, items.len() as i32, splits as i32]);
+        seqs.push([first_token + seq as u32, length, items.len() as u32, splits]);
         items.extend((0..splits).map(|split| {
             let begin = split * share;
-            [seq as i32, begin as i32, (begin + share).min(blocks) as i32, 0]
+            [seq as u32, begin, (begin + share).min(blocks), 0]
         }));
     }
     DecodePlan { seqs, items }
@@ -157,7 +163,7 @@ mod tests {
         // 9 + 1 blocks of the chunks, 1 + 1 + 2 + 44 of the decodes.
         assert_eq!((plan.num_blocks, plan.table_stride), (58, 44));
         let lengths = [137usize, 16, 1, 16, 17, 701];
-        let mut used: Vec<i32> = plan
+        let mut used: Vec<u32> = plan
             .block_table
             .chunks(44)
             .zip(lengths)
@@ -184,12 +190,12 @@ mod tests {
         let plan = plan("5:0", "519;519;8191;0");
         let decode = plan.decode.unwrap();
         for (seq, &[token, length, first, count]) in decode.seqs.iter().enumerate() {
-            assert_eq!(token, 5 + seq as i32);
+            assert_eq!(token, 5 + seq as u32);
             let items = &decode.items[first as usize..(first + count) as usize];
             assert_eq!(items[0][1], 0);
-            assert_eq!(items.last().unwrap()[2], (length + 15) / 16);
+            assert_eq!(items.last().unwrap()[2], length.div_ceil(16));
             assert!(items.windows(2).all(|pair| pair[0][2] == pair[1][1]));
-            assert!(items.iter().all(|item| item[0] == seq as i32 && item[1] < item[2]));
+            assert!(items.iter().all(|item| item[0] == seq as u32 && item[1] < item[2]));
         }
         let blocks = decode.items.len() as u32 * decode_columns(HEADS);
         assert!(blocks > 300, "{blocks}");

@@ -61,19 +61,19 @@ impl Bench<'_> {
         launches.iter().try_for_each(|launch| launch.enqueue(&self.gpu.stream))?;
         self.gpu.stream.synchronize()
     }
+}
 
-    fn read(&self, address: u64, count: usize) -> CudaResult<Vec<f64>> {
-        let mut values = vec![bf16::ZERO; count];
-        download(&mut values, address)?;
-        Ok(wide(&values))
-    }
+fn read(address: u64, count: usize) -> CudaResult<Vec<f64>> {
+    let mut values = vec![bf16::ZERO; count];
+    download(&mut values, address)?;
+    Ok(wide(&values))
+}
 
-    /// Whether counters are back at zero, as the next launch needs them.
-    fn counters_are_zero(&self, address: u64, count: usize) -> CudaResult<bool> {
-        let mut values = vec![u32::MAX; count];
-        download(&mut values, address)?;
-        Ok(values.iter().all(|&value| value == 0))
-    }
+/// Whether counters are back at zero, as the next launch needs them.
+fn counters_are_zero(address: u64, count: usize) -> CudaResult<bool> {
+    let mut values = vec![u32::MAX; count];
+    download(&mut values, address)?;
+    Ok(values.iter().all(|&value| value == 0))
 }
 
 fn wide(values: &[bf16]) -> Vec<f64> {
@@ -126,21 +126,20 @@ impl Bench<'_> {
         let launch = launch::embedding(&mut self.gpu.kernels, operands, num_tokens, hidden_size)?;
         self.run(&[launch])?;
         let expected = reference::embedding(&ids, &wide(&table), hidden);
-        Ok(report(reference::relative_error(&self.read(operands[2], count)?, &expected), EXACT))
+        Ok(report(reference::relative_error(&read(operands[2], count)?, &expected), EXACT))
     }
 
     fn rms_norm(&mut self, num_tokens: u32, hidden_size: u32) -> CudaResult<CheckReport> {
         let count = num_tokens as usize * hidden_size as usize;
         let (x, residual) = (self.numbers(count, 1.0), self.numbers(count, 4.0));
         let weight = self.numbers(hidden_size as usize, 2.0);
-        let operands =
-            [self.place(&x)?, self.place(&residual)?, self.place(&weight)?, self.poisoned(count)?];
+        let operands = [self.place(&x)?, self.place(&residual)?, self.place(&weight)?, self.poisoned(count)?];
         let launch = launch::rms_norm(&mut self.gpu.kernels, operands, num_tokens, hidden_size)?;
         self.run(&[launch])?;
         let (out, sum) =
             reference::rms_norm(&wide(&x), &wide(&residual), &wide(&weight), f64::from(RMS_EPSILON));
-        let out_error = reference::relative_error(&self.read(operands[3], count)?, &out);
-        let sum_error = reference::relative_error(&self.read(operands[1], count)?, &sum);
+        let out_error = reference::relative_error(&read(operands[3], count)?, &out);
+        let sum_error = reference::relative_error(&read(operands[1], count)?, &sum);
         Ok(report(worst(out_error, sum_error), ROUNDED))
     }
 
@@ -151,8 +150,9 @@ impl Bench<'_> {
         let launch = launch::qk_norm(&mut self.gpu.kernels, operands, num_tokens, heads)?;
         self.run(&[launch])?;
         let epsilon = f64::from(RMS_EPSILON);
-        let expected = reference::qk_norm(&wide(&qkv), &wide(&weights[0]), &wide(&weights[1]), heads, epsilon);
-        Ok(report(reference::relative_error(&self.read(operands[0], qkv.len())?, &expected), ROUNDED))
+        let expected =
+            reference::qk_norm(&wide(&qkv), &wide(&weights[0]), &wide(&weights[1]), heads, epsilon);
+        Ok(report(reference::relative_error(&read(operands[0], qkv.len())?, &expected), ROUNDED))
     }
 
     fn rope(&mut self, num_tokens: u32, heads: Heads) -> CudaResult<CheckReport> {
@@ -165,7 +165,7 @@ impl Bench<'_> {
         self.run(&[launch])?;
         let table: Vec<f64> = table.into_iter().map(f64::from).collect();
         let expected = reference::rope(&wide(&qkv), &positions, &table, heads);
-        Ok(report(reference::relative_error(&self.read(operands[0], qkv.len())?, &expected), ROUNDED))
+        Ok(report(reference::relative_error(&read(operands[0], qkv.len())?, &expected), ROUNDED))
     }
 
     /// Checks the whole caches: what no slot names must stay as it was.
@@ -174,7 +174,7 @@ impl Bench<'_> {
         let qkv = self.numbers(tokens * (q_width + 2 * kv_width), 1.0);
         let num_slots = (num_tokens.div_ceil(BLOCK_SIZE) * BLOCK_SIZE) as usize + 5 * BLOCK_SIZE as usize;
         let mut caches = [(); 2].map(|()| self.numbers(num_slots * kv_width, 1.0));
-        let mut slots: Vec<i64> = (0..num_slots as i64).collect();
+        let mut slots: Vec<i64> = (0i64..).take(num_slots).collect();
         for i in (1..slots.len()).rev() {
             slots.swap(i, self.random.random_range(0..=i));
         }
@@ -186,8 +186,7 @@ impl Bench<'_> {
         let operands =
             [self.place(&qkv)?, self.place(&slots)?, self.place(&caches[0])?, self.place(&caches[1])?];
         let kernels = &mut self.gpu.kernels;
-        let launch =
-            launch::kv_cache_write(kernels, operands, num_tokens, q_width as u32, kv_width as u32)?;
+        let launch = launch::kv_cache_write(kernels, operands, num_tokens, q_width as u32, kv_width as u32)?;
         self.run(&[launch])?;
         let mut error = 0.0;
         for (part, cache) in caches.iter_mut().enumerate() {
@@ -197,7 +196,7 @@ impl Bench<'_> {
                     cache[slot * kv_width..][..kv_width].copy_from_slice(new);
                 }
             }
-            let found = self.read(operands[2 + part], cache.len())?;
+            let found = read(operands[2 + part], cache.len())?;
             error = worst(error, reference::relative_error(&found, &wide(cache)));
         }
         Ok(report(error, EXACT))
@@ -210,7 +209,7 @@ impl Bench<'_> {
         let launch = launch::silu_mul(&mut self.gpu.kernels, operands, num_tokens, intermediate_size)?;
         self.run(&[launch])?;
         let expected = reference::silu_mul(&wide(&gate_up), intermediate_size as usize);
-        Ok(report(reference::relative_error(&self.read(operands[1], count)?, &expected), ROUNDED))
+        Ok(report(reference::relative_error(&read(operands[1], count)?, &expected), ROUNDED))
     }
 
     /// The share of wrong indices; bf16 numbers repeat, so rows have ties too.
@@ -227,7 +226,7 @@ impl Bench<'_> {
         download(&mut found, ids)?;
         let expected = reference::sample(&wide(&logits), vocab_size as usize);
         let wrong = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
-        let is_reusable = self.counters_are_zero(arrived, num_seqs as usize)?;
+        let is_reusable = counters_are_zero(arrived, num_seqs as usize)?;
         let share = wrong as f64 / f64::from(num_seqs);
         Ok(report(if is_reusable { share } else { f64::INFINITY }, EXACT))
     }
@@ -253,7 +252,7 @@ impl Bench<'_> {
                 workspace,
             };
             self.run(&[Launch::Gemm(Rc::new(launch))])?;
-            error = worst(error, reference::relative_error(&self.read(out, count)?, &expected));
+            error = worst(error, reference::relative_error(&read(out, count)?, &expected));
         }
         Ok(report(error, ROUNDED))
     }
@@ -269,10 +268,13 @@ impl Bench<'_> {
             row[..q_width].copy_from_slice(&q);
         }
         let lengths: Vec<(u32, u32)> = sequences(batch);
-        let mut caches = [(); 2].map(|()| vec![bf16::NAN; (plan.num_blocks * BLOCK_SIZE) as usize * kv_width]);
+        let mut caches =
+            [(); 2].map(|()| vec![bf16::NAN; (plan.num_blocks * BLOCK_SIZE) as usize * kv_width]);
         let mut expected = Vec::with_capacity(plan.num_tokens as usize * q_width);
         let mut token = 0;
-        for (&(num_queries, kv_len), row) in lengths.iter().zip(plan.block_table.chunks(plan.table_stride as usize)) {
+        for (&(num_queries, kv_len), row) in
+            lengths.iter().zip(plan.block_table.chunks(plan.table_stride as usize))
+        {
             let kv: [Vec<bf16>; 2] = [(); 2].map(|()| self.numbers(kv_len as usize * kv_width, 1.0));
             for (cache, values) in caches.iter_mut().zip(&kv) {
                 for (position, value) in values.chunks(kv_width).enumerate() {
@@ -299,16 +301,17 @@ impl Bench<'_> {
         self.run(&launches)?;
         self.run(&launches)?;
         let (_, _, num_counters) = launch::decode_workspace(&plan, heads);
-        if num_counters > 0 && !self.counters_are_zero(tables.arrived, num_counters as usize)? {
+        if num_counters > 0 && !counters_are_zero(tables.arrived, num_counters as usize)? {
             return Ok(report(f64::INFINITY, ATTENTION));
         }
-        let found = self.read(operands.out, expected.len())?;
+        let found = read(operands.out, expected.len())?;
         Ok(report(reference::relative_error(&found, &expected), ATTENTION))
     }
 
     fn attention_tables(&mut self, plan: &AttentionPlan, heads: Heads) -> CudaResult<AttentionTables> {
         let (out_bytes, stats_bytes, num_counters) = launch::decode_workspace(plan, heads);
-        let mut tables = AttentionTables { block_table: self.place(&plan.block_table)?, ..Default::default() };
+        let mut tables =
+            AttentionTables { block_table: self.place(&plan.block_table)?, ..Default::default() };
         if let Some(prefill) = &plan.prefill {
             tables.prefill_seqs = self.place(&prefill.seqs)?;
             tables.prefill_tiles = self.place(&prefill.tiles)?;

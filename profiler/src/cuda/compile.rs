@@ -1,6 +1,9 @@
 //! The kernels' sources and their run-time compilation.
 
-use std::ffi::{CStr, CString};
+use std::{
+    ffi::{CStr, CString},
+    fmt::Write,
+};
 
 use cudarc::nvrtc::{result, sys};
 use sha2::{Digest, Sha256};
@@ -66,19 +69,21 @@ impl KernelSource {
 /// SHA-256 over every source, its variants and the options, hex.
 #[must_use]
 pub fn kernel_hash() -> String {
-    let mut hash = Sha256::new();
-    let mut part = |text: &str| {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text.as_bytes());
-    };
-    part(COMMON);
-    OPTIONS.iter().for_each(|option| part(option));
+    let mut parts = vec![COMMON.to_owned()];
+    parts.extend(OPTIONS.map(str::to_owned));
     for source in &KernelSource::ALL {
-        part(source.name);
-        part(source.text);
-        source.variants.iter().for_each(|definitions| part(&definitions.join(" ")));
+        parts.extend([source.name.to_owned(), source.text.to_owned()]);
+        parts.extend(source.variants.iter().map(|definitions| definitions.join(" ")));
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// Compute capabilities, times ten, that NVRTC compiles for.

@@ -86,7 +86,7 @@ impl Stream {
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was just captured.
         match unsafe { result::graph::instantiate(graph, flags) }.named("cuGraphInstantiate") {
-            Ok(exec) => Ok(Graph { graph, exec, _context: self.context.clone() }),
+            Ok(exec) => Ok(Graph { template: graph, exec, _context: self.context.clone() }),
             Err(error) => {
                 // SAFETY: nothing else refers to the graph.
                 let _ = unsafe { result::graph::destroy(graph) };
@@ -105,7 +105,7 @@ impl Drop for Stream {
 
 /// A recorded sequence of launches.
 pub struct Graph {
-    graph: sys::CUgraph,
+    template: sys::CUgraph,
     exec: sys::CUgraphExec,
     _context: Arc<CudaContext>,
 }
@@ -127,7 +127,7 @@ impl Drop for Graph {
         // SAFETY: both handles were created by Stream::capture and are used by no one else.
         unsafe {
             let _ = result::graph::exec_destroy(self.exec);
-            let _ = result::graph::destroy(self.graph);
+            let _ = result::graph::destroy(self.template);
         }
     }
 }
@@ -159,8 +159,8 @@ impl Event {
             let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
             elapsed.map(|call| call(&raw mut milliseconds, self.raw, later.raw))
         };
-        let code = code
-            .map_err(|error| CudaError::Call { call: "cuEventElapsedTime", reason: error.to_string() })?;
+        let code =
+            code.map_err(|error| CudaError::Call { call: "cuEventElapsedTime", reason: error.to_string() })?;
         code.result().named("cuEventElapsedTime")?;
         Ok(f64::from(milliseconds) * 1e6)
     }

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Algorithms that the heuristic is asked for.
-const MAX_ALGORITHMS: usize = 8;
+const MAX_ALGORITHMS: i32 = 8;
 /// `CUBLAS_OP_T`.
 const TRANSPOSE: u32 = 1;
 
@@ -105,7 +105,7 @@ impl GemmPlan {
                 size_of_val(&workspace_bytes),
             )
         };
-        let mut found = Vec::with_capacity(MAX_ALGORITHMS);
+        let mut found = Vec::with_capacity(MAX_ALGORITHMS as usize);
         let mut count = 0;
         // SAFETY: all descriptors live; the library writes `count` results into room for as many as asked.
         let asked = unsafe {
@@ -117,12 +117,12 @@ impl GemmPlan {
                 self.out,
                 self.out,
                 preference,
-                MAX_ALGORITHMS as i32,
+                MAX_ALGORITHMS,
                 found.as_mut_ptr(),
                 &raw mut count,
             );
             if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
-                found.set_len(count.clamp(0, MAX_ALGORITHMS as i32) as usize);
+                found.set_len(count.clamp(0, MAX_ALGORITHMS) as usize);
             }
             let _ = result::destroy_matmul_pref(preference);
             status.result()

@@ -50,7 +50,10 @@ pub fn host_costs(gpu: &mut Gpu) -> CudaResult<HostCosts> {
         single_thread_score: single_thread_score(),
         kernel_launch_ns: kernel_launch(gpu, &tiny)?,
         kernel_gap_ns: kernel_gap(gpu, &tiny)?,
-        graph_launch: GRAPH_SIZES.iter().map(|&size| graph_launch(gpu, &tiny, size)).collect::<CudaResult<_>>()?,
+        graph_launch: GRAPH_SIZES
+            .iter()
+            .map(|&size| graph_launch(gpu, &tiny, size))
+            .collect::<CudaResult<_>>()?,
         synchronize_ns: synchronize(gpu)?,
         copies: copies(gpu)?,
     })
@@ -92,7 +95,8 @@ fn graph_launch(gpu: &Gpu, tiny: &Launch, num_nodes: u32) -> CudaResult<GraphLau
 }
 
 fn synchronize(gpu: &Gpu) -> CudaResult<TimeStats> {
-    let times = (0..2 * REPEATS).map(|_| host_ns(|| gpu.stream.synchronize())).collect::<CudaResult<Vec<_>>>()?;
+    let times =
+        (0..2 * REPEATS).map(|_| host_ns(|| gpu.stream.synchronize())).collect::<CudaResult<Vec<_>>>()?;
     stats(&times[5..])
 }
 
@@ -134,12 +138,14 @@ fn copies(gpu: &mut Gpu) -> CudaResult<Vec<CopyCost>> {
             let bytes = unsafe { host.bytes(num_bytes as usize) };
             to_device.push(host_ns(|| {
                 // SAFETY: both sides hold the bytes, and the stream is waited for.
-                unsafe { result::memcpy_htod_async(device, bytes, stream.raw()) }.named("cuMemcpyHtoDAsync")?;
+                unsafe { result::memcpy_htod_async(device, bytes, stream.raw()) }
+                    .named("cuMemcpyHtoDAsync")?;
                 stream.synchronize()
             })?);
             to_host.push(host_ns(|| {
                 // SAFETY: as above.
-                unsafe { result::memcpy_dtoh_async(bytes, device, stream.raw()) }.named("cuMemcpyDtoHAsync")?;
+                unsafe { result::memcpy_dtoh_async(bytes, device, stream.raw()) }
+                    .named("cuMemcpyDtoHAsync")?;
                 stream.synchronize()
             })?);
         }

@@ -48,7 +48,7 @@ impl Kernels {
             let function = result::module::get_function(module, entry).named("cuModuleGetFunction")?;
             if shared_bytes > 48 << 10 {
                 let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                result::function::set_function_attribute(function, attribute, shared_bytes as i32)
+                result::function::set_function_attribute(function, attribute, shared_bytes.cast_signed())
                     .named("cuFuncSetAttribute")?;
             }
             Kernel { module, function }

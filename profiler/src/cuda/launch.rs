@@ -134,7 +134,9 @@ pub fn rms_norm(
     // One vector a thread while few blocks run, so that a row takes one round trip to memory.
     let threads = if row <= 512 { warps(row, 512) } else { warps(row.div_ceil(2), 1024) };
     if row > 4 * threads {
-        return Err(CudaError::Unsupported(format!("expected a hidden_size up to 32768, found {hidden_size}")));
+        return Err(CudaError::Unsupported(format!(
+            "expected a hidden_size up to 32768, found {hidden_size}"
+        )));
     }
     let args = Args::default().u64(x).u64(residual).u64(weight).u64(out).u32(row).f32(RMS_EPSILON);
     kernel(kernels, "rms_norm", &[], (num_tokens, 1), threads, args)
@@ -167,12 +169,8 @@ pub fn rope(
 ) -> CudaResult<Launch> {
     let definition = head_dim_definition(heads)?;
     let threads = warps((heads.num_q_heads + heads.num_kv_heads) * heads.head_dim / 16, 512);
-    let args = Args::default()
-        .u64(qkv)
-        .u64(positions)
-        .u64(cos_sin)
-        .u32(heads.num_q_heads)
-        .u32(heads.num_kv_heads);
+    let args =
+        Args::default().u64(qkv).u64(positions).u64(cos_sin).u32(heads.num_q_heads).u32(heads.num_kv_heads);
     kernel(kernels, "rope", &[definition], (num_tokens, 1), threads, args)
 }
 

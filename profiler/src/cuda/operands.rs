@@ -67,10 +67,9 @@ impl Gpu {
     ) -> CudaResult<Self> {
         let stream = Stream::new(context)?;
         let library = CublasLt::new()?;
-        let (free, _) = context.mem_get_info().map_err(|error| CudaError::Call {
-            call: "cuMemGetInfo",
-            reason: error.to_string(),
-        })?;
+        let (free, _) = context
+            .mem_get_info()
+            .map_err(|error| CudaError::Call { call: "cuMemGetInfo", reason: error.to_string() })?;
         let mut gpu = Self {
             context: context.clone(),
             stream,
@@ -105,9 +104,11 @@ impl Gpu {
         let set_bytes = set_bytes.max(1);
         match cache {
             CacheState::Hot => 1,
-            CacheState::Cold => {
-                (L2_MULTIPLE * self.l2_bytes).div_ceil(set_bytes).min(MAX_SETS).min(available / set_bytes).max(1)
-            }
+            CacheState::Cold => (L2_MULTIPLE * self.l2_bytes)
+                .div_ceil(set_bytes)
+                .min(MAX_SETS)
+                .min(available / set_bytes)
+                .max(1),
         }
     }
 
@@ -133,7 +134,9 @@ impl Gpu {
             (Operator::QkNorm, OperatorShape::QkNorm { num_tokens, heads }) => {
                 self.qk_norm(cache, num_tokens, heads)
             }
-            (Operator::Rope, OperatorShape::Rope { num_tokens, heads }) => self.rope(cache, num_tokens, heads),
+            (Operator::Rope, OperatorShape::Rope { num_tokens, heads }) => {
+                self.rope(cache, num_tokens, heads)
+            }
             (Operator::KvCacheWrite, OperatorShape::KvCacheWrite { num_tokens, num_kv_heads, head_dim }) => {
                 self.kv_cache_write(cache, num_tokens, num_kv_heads * head_dim)
             }
@@ -150,7 +153,9 @@ impl Gpu {
                 self.sample(cache, num_seqs, vocab_size)
             }
             (operator, OperatorShape::Gemm { m, n, k }) if operator.is_gemm() => self.gemm(cache, m, n, k),
-            (operator, _) => Err(CudaError::Unsupported(format!("one GPU cannot run {operator} at this shape"))),
+            (operator, _) => {
+                Err(CudaError::Unsupported(format!("one GPU cannot run {operator} at this shape")))
+            }
         }
     }
 
@@ -164,7 +169,12 @@ impl Gpu {
         for _ in 0..self.num_activation_sets(cache, u64::from(num_tokens) * row_bytes) {
             let ids: Vec<i32> = (0..num_tokens).map(|_| random.random_range(0..rows) as i32).collect();
             let ids = self.pool.table(&ids)?;
-            sets.push(vec![launch::embedding(&mut self.kernels, [ids, table, out], num_tokens, hidden_size)?]);
+            sets.push(vec![launch::embedding(
+                &mut self.kernels,
+                [ids, table, out],
+                num_tokens,
+                hidden_size,
+            )?]);
         }
         Ok(Prepared { sets, kernel: "embedding".to_owned() })
     }
@@ -232,14 +242,22 @@ impl Gpu {
         for i in (1..blocks.len()).rev() {
             blocks.swap(i, random.random_range(0..=i));
         }
-        let slot = |token: u32| blocks[(token / BLOCK_SIZE) as usize] * i64::from(BLOCK_SIZE) + i64::from(token % BLOCK_SIZE);
+        let slot = |token: u32| {
+            blocks[(token / BLOCK_SIZE) as usize] * i64::from(BLOCK_SIZE) + i64::from(token % BLOCK_SIZE)
+        };
         let slots = self.pool.table(&(0..num_tokens).map(slot).collect::<Vec<_>>())?;
         let cache_bytes = 2 * u64::from(num_blocks * BLOCK_SIZE) * u64::from(kv_width);
         let mut sets = Vec::new();
         for _ in 0..self.num_rotating(cache, 2 * cache_bytes, self.pool.scratch_left()) {
             let caches = [self.pool.scratch(cache_bytes)?, self.pool.scratch(cache_bytes)?];
             let operands = [qkv, slots, caches[0], caches[1]];
-            sets.push(vec![launch::kv_cache_write(&mut self.kernels, operands, num_tokens, q_width, kv_width)?]);
+            sets.push(vec![launch::kv_cache_write(
+                &mut self.kernels,
+                operands,
+                num_tokens,
+                q_width,
+                kv_width,
+            )?]);
         }
         Ok(Prepared { sets, kernel: "kv_cache_write".to_owned() })
     }
@@ -271,7 +289,8 @@ impl Gpu {
 
     fn attention_tables(&mut self, plan: &AttentionPlan, heads: Heads) -> CudaResult<AttentionTables> {
         let (out_bytes, stats_bytes, num_counters) = launch::decode_workspace(plan, heads);
-        let mut tables = AttentionTables { block_table: self.pool.table(&plan.block_table)?, ..Default::default() };
+        let mut tables =
+            AttentionTables { block_table: self.pool.table(&plan.block_table)?, ..Default::default() };
         if let Some(prefill) = &plan.prefill {
             tables.prefill_seqs = self.pool.table(&prefill.seqs)?;
             tables.prefill_tiles = self.pool.table(&prefill.tiles)?;
@@ -286,7 +305,12 @@ impl Gpu {
         Ok(tables)
     }
 
-    fn silu_mul(&mut self, cache: CacheState, num_tokens: u32, intermediate_size: u32) -> CudaResult<Prepared> {
+    fn silu_mul(
+        &mut self,
+        cache: CacheState,
+        num_tokens: u32,
+        intermediate_size: u32,
+    ) -> CudaResult<Prepared> {
         let bytes = 2 * u64::from(num_tokens) * u64::from(intermediate_size);
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, 3 * bytes) {

@@ -19,7 +19,7 @@ const MAX_QUEUED: u32 = 16;
 const LONG_REPLAY_NS: f64 = 20e6;
 /// Launches that an algorithm is judged by, and the longest time spent on judging it.
 const TRIAL_LAUNCHES: usize = 16;
-const MAX_TRIAL_NS: f64 = 3e6;
+const MAX_TRIAL_NS: f64 = 1.5e6;
 
 /// Times of single launches, ns, and whether the time limit cut the repetition short.
 pub struct Times {
@@ -81,7 +81,8 @@ pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<
         let replays = replay(gpu, &graph, count, is_long)?;
         times_ns.extend(replays.into_iter().map(|ns| ns / launches as f64));
         let n = times_ns.len() as u32;
-        if n >= rule.max_samples || (n >= rule.min_samples && is_precise(&times_ns, rule.max_relative_error)) {
+        if n >= rule.max_samples || (n >= rule.min_samples && is_precise(&times_ns, rule.max_relative_error))
+        {
             return Ok(Times { times_ns, hit_time_limit: false });
         }
         if began.elapsed().as_nanos() as u64 >= rule.time_limit_ns {
@@ -99,11 +100,7 @@ fn is_precise(times: &[f64], max_relative_error: f64) -> bool {
 }
 
 /// Finds the fastest of several ways to launch the same work; one that fails is passed over.
-pub fn fastest(
-    gpu: &Gpu,
-    num_ways: usize,
-    sets_of: impl Fn(usize) -> Vec<Vec<Launch>>,
-) -> CudaResult<usize> {
+pub fn fastest(gpu: &Gpu, num_ways: usize, sets_of: impl Fn(usize) -> Vec<Vec<Launch>>) -> CudaResult<usize> {
     let mut best = None;
     let mut failure = None;
     for way in 0..num_ways {

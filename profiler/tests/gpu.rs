@@ -1,0 +1,180 @@
+//! The operators on a real GPU; without one, each test says why it was skipped.
+//!
+//! `cargo test -p plumbline-profiler --test gpu -- --nocapture`
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use plumbline_bundles::CacheState;
+use plumbline_profiler::{CudaDevice, Device, Point, ProfileError, StoppingRule};
+use plumbline_schema::{Heads, Operator, OperatorShape, StepBatch, roofline::floor_ns};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+const RULE: StoppingRule =
+    StoppingRule { min_samples: 10, max_samples: 50, max_relative_error: 0.005, time_limit_ns: 500_000_000 };
+
+/// One test at a time: timings must not disturb each other, and the device's memory is taken whole.
+static GPU: Mutex<()> = Mutex::new(());
+
+fn open(test: &str) -> Option<(MutexGuard<'static, ()>, CudaDevice)> {
+    let guard = GPU.lock().unwrap_or_else(PoisonError::into_inner);
+    match CudaDevice::open(0) {
+        Ok(device) => Some((guard, device)),
+        Err(ProfileError::NoDevice { reason }) => {
+            println!("SKIPPED: {test}: {reason}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn plain(operator: Operator, values: &[u64]) -> Point {
+    Point { operator, shape: OperatorShape::from_values(operator, values).unwrap(), batch: None }
+}
+
+fn attention(chunks: &str, decodes: &str, heads: Heads) -> Point {
+    let batch = StepBatch::parse(chunks, decodes).unwrap();
+    let shape = OperatorShape::Attention { heads, load: batch.shape().attention };
+    Point { operator: Operator::Attention, shape, batch: Some(batch) }
+}
+
+fn check(device: &mut CudaDevice, point: &Point) {
+    let report = device.check(point).unwrap();
+    assert!(report.passed(), "{point:?}: {report:?}");
+}
+
+#[test]
+fn elementwise_operators_and_products_match_the_reference() {
+    let Some((_guard, mut device)) = open("elementwise operators and products") else { return };
+    let mut random = Pcg64Mcg::seed_from_u64(1);
+    for _ in 0..8 {
+        let tokens = random.random_range(1..200u64);
+        let width = 8 * random.random_range(1..700u64);
+        let kv_heads = random.random_range(1..5u64);
+        let q_heads = kv_heads * random.random_range(1..5u64);
+        let head_dim = if random.random() { 64 } else { 128 };
+        let aligned = [8, 16, 64][random.random_range(0..3)];
+        for point in [
+            plain(Operator::Embedding, &[tokens, width]),
+            plain(Operator::RmsNorm, &[tokens, width]),
+            plain(Operator::SiluMul, &[tokens, width]),
+            plain(Operator::QkNorm, &[tokens, q_heads, kv_heads, head_dim]),
+            plain(Operator::Rope, &[tokens, q_heads, kv_heads, head_dim]),
+            plain(Operator::KvCacheWrite, &[tokens, kv_heads, head_dim]),
+            plain(Operator::Sample, &[tokens, 10 * width]),
+            plain(Operator::OProj, &[tokens, 24 * aligned, 40 * aligned]),
+        ] {
+            check(&mut device, &point);
+        }
+    }
+    check(&mut device, &plain(Operator::RmsNorm, &[2, 16_384]));
+    check(&mut device, &plain(Operator::Sample, &[1, 151_936]));
+}
+
+#[test]
+fn attention_matches_the_reference_in_every_form() {
+    let Some((_guard, mut device)) = open("attention") else { return };
+    let mut random = Pcg64Mcg::seed_from_u64(2);
+    for head_dim in [64, 128] {
+        for (num_q_heads, num_kv_heads) in [(3, 3), (4, 2), (8, 2), (8, 1), (24, 2)] {
+            let heads = Heads { num_q_heads, num_kv_heads, head_dim };
+            let mut list = |n: u32, below: u32| -> Vec<String> {
+                (0..n).map(|_| random.random_range(0..below).to_string()).collect()
+            };
+            let decodes = list(6, 900).join(";");
+            let contexts = list(3, 300);
+            let chunks = format!("1:{};127:{};200:{}", contexts[0], contexts[1], contexts[2]);
+            check(&mut device, &attention(&chunks, "", heads));
+            check(&mut device, &attention("", &decodes, heads));
+            check(&mut device, &attention(&chunks, &decodes, heads));
+            // Lengths at the edges of KV blocks and tiles.
+            check(&mut device, &attention("64:0;128:128;65:63", "0;14;15;16;63;64", heads));
+        }
+    }
+    // Enough queries for large tiles, and enough decodes that none is split.
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    let chunks = vec!["150:9"; 9].join(";");
+    check(&mut device, &attention(&chunks, "", heads));
+    check(&mut device, &attention("", &vec!["50"; 100].join(";"), heads));
+}
+
+#[test]
+fn times_repeat_grow_with_work_and_respect_the_floor() {
+    let Some((_guard, mut device)) = open("times") else { return };
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    let decodes = |n: usize| vec!["4095"; n].join(";");
+    // Twice the work in the second of each pair.
+    let pairs = [
+        [plain(Operator::GateUpProj, &[2048, 8192, 4096]), plain(Operator::GateUpProj, &[4096, 8192, 4096])],
+        [plain(Operator::SiluMul, &[8192, 8192]), plain(Operator::SiluMul, &[16_384, 8192])],
+        [attention("", &decodes(64), heads), attention("", &decodes(128), heads)],
+    ];
+    for pair in &pairs {
+        let mut times = Vec::new();
+        for point in pair {
+            let mut time = || device.measure(point, CacheState::Cold, &RULE).unwrap();
+            let (first, second) = (time(), time());
+            assert!(!first.kernel.is_empty());
+            let (a, b) = (first.stats.p50_ns, second.stats.p50_ns);
+            assert!((a / b - 1.0).abs() < 0.1, "{point:?}: {a} and then {b} ns");
+            let floor = floor_ns(&point.shape, device.spec());
+            assert!(a.min(b) >= floor, "{point:?}: {a} and {b} ns, at least {floor} are needed");
+            times.push(a);
+        }
+        let ratio = times[1] / times[0];
+        assert!((1.6..2.4).contains(&ratio), "{:?} takes {ratio} times as long", pair[1]);
+    }
+}
+
+#[test]
+fn cold_weights_take_longer_than_hot_ones() {
+    let Some((_guard, mut device)) = open("cold and hot") else { return };
+    // 8 MiB of weights: in the L2 cache when hot, from memory when cold.
+    let point = plain(Operator::QkvProj, &[8, 4096, 1024]);
+    let mut time = |cache| device.measure(&point, cache, &RULE).unwrap().stats.p50_ns;
+    let (cold, hot) = (time(CacheState::Cold), time(CacheState::Hot));
+    assert!(cold > hot, "{cold} ns cold, {hot} ns hot");
+}
+
+#[test]
+fn what_cannot_run_is_an_error_and_the_device_goes_on() {
+    let Some((_guard, mut device)) = open("errors") else { return };
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    let good = plain(Operator::SiluMul, &[64, 1024]);
+    for bad in [
+        plain(Operator::SiluMul, &[2_000_000, 65_536]),
+        plain(Operator::SiluMul, &[64, 1023]),
+        plain(Operator::Rope, &[8, 16, 8, 96]),
+        plain(Operator::AllReduce, &[1024, 2]),
+        Point { batch: None, ..attention("8:0", "", heads) },
+        attention("", "", heads),
+    ] {
+        match device.measure(&bad, CacheState::Cold, &RULE) {
+            Err(ProfileError::Operator { operator, reason, fatal, .. }) => {
+                assert_eq!(operator, bad.operator);
+                assert!(!fatal && !reason.is_empty(), "{reason}");
+            }
+            other => panic!("{bad:?}: {other:?}"),
+        }
+        assert!(device.measure(&good, CacheState::Cold, &RULE).is_ok());
+    }
+}
+
+#[test]
+fn host_costs_and_ceilings_are_of_a_possible_size() {
+    let Some((_guard, mut device)) = open("host costs") else { return };
+    let ceilings = device.ceilings().unwrap();
+    let spec = device.spec().clone();
+    assert!(ceilings.copy_bandwidth_bytes_per_s > 0.5 * spec.hbm_bandwidth_bytes_per_s, "{ceilings:?}");
+    assert!(ceilings.copy_bandwidth_bytes_per_s < spec.hbm_bandwidth_bytes_per_s, "{ceilings:?}");
+    assert!(ceilings.matmul_flops_per_s > 0.4 * spec.bf16_flops_per_s, "{ceilings:?}");
+
+    let costs = device.host_costs().unwrap();
+    let micros = 200.0..100_000.0;
+    assert!(micros.contains(&costs.kernel_launch_ns.p50_ns), "{costs:?}");
+    assert!(micros.contains(&costs.kernel_gap_ns.p50_ns), "{costs:?}");
+    assert!(costs.graph_launch.windows(2).all(|pair| pair[0].num_nodes < pair[1].num_nodes));
+    assert!(costs.single_thread_score > 1.0 && costs.num_cores > 0, "{costs:?}");
+    let (small, large) = (&costs.copies[0], &costs.copies[costs.copies.len() - 1]);
+    assert!(large.to_device_ns.p50_ns > small.to_device_ns.p50_ns, "{costs:?}");
+}
