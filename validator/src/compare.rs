@@ -35,6 +35,12 @@ pub struct MetricRow {
     pub real_max_ms: Option<f64>,
     /// Simulated; none when n/a.
     pub sim_ms: Option<f64>,
+    /// Smallest over the simulations, ms.
+    #[serde(default)]
+    pub sim_min_ms: Option<f64>,
+    /// Largest over the simulations, ms.
+    #[serde(default)]
+    pub sim_max_ms: Option<f64>,
     /// `100 (sim - real) / real`; none when n/a.
     pub error_pct: Option<f64>,
     /// Whether `sim_ms` lies inside the range of the repeats widened by 5 %; none when n/a.
@@ -113,6 +119,9 @@ pub enum CompareError {
     /// There is nothing to compare with.
     #[error("expected at least one real run, found none")]
     NoRealRun,
+    /// There is nothing to compare with it.
+    #[error("expected at least one simulated run, found none")]
+    NoSimulatedRun,
     /// The runs are of different requests.
     #[error("{run} is not of the same requests as real run 1: {}", describe_ids(missing, extra))]
     RequestsDiffer {
@@ -189,23 +198,30 @@ fn describe_ids(missing: &[u64], extra: &[u64]) -> String {
 /// # Errors
 /// The runs are not of the same requests, lengths and arrivals, or no request is ok in all.
 pub fn compare(real: &[Run], sim: &Run) -> Result<Comparison, CompareError> {
-    compare_requests(real, sim, None)
+    compare_requests(real, std::slice::from_ref(sim), None)
 }
 
-/// As [`compare`], over the requests in `only`: what was fitted on can be simulated and still not be judged.
+/// As [`compare`], with several simulations of the workload (seeds), over the requests in `only`: what was fitted on
+/// can be simulated and still not be judged.
+///
+/// A simulated statistic is the median over the simulations, as a real one is over the repeats; the first
+/// simulation stands for all where requests are paired or drawn.
 ///
 /// # Errors
 /// As [`compare`]; also ids in `only` that are not in the runs.
 pub fn compare_requests(
     real: &[Run],
-    sim: &Run,
+    sims: &[Run],
     only: Option<&BTreeSet<u64>>,
 ) -> Result<Comparison, CompareError> {
     let Some((first, repeats)) = real.split_first() else { return Err(CompareError::NoRealRun) };
+    let Some(sim) = sims.first() else { return Err(CompareError::NoSimulatedRun) };
     for (i, run) in repeats.iter().enumerate() {
         check_same_requests(first, run, RunLabel::Real(i + 2))?;
     }
-    check_same_requests(first, sim, RunLabel::Simulated)?;
+    for sim in sims {
+        check_same_requests(first, sim, RunLabel::Simulated)?;
+    }
     let compared = finished_everywhere(real, sim, only)?;
 
     let is_wanted = |id: u64| only.is_none_or(|ids| ids.contains(&id));
@@ -219,8 +235,10 @@ pub fn compare_requests(
     }
     let measure = |run: &Run| RunMetrics::of_requests(run, |id| compared.contains(&id));
     let real: Vec<_> = real.iter().map(measure).collect();
-    let sim = measure(sim);
-    let metrics = Metric::ALL.into_iter().flat_map(|metric| rows(metric, &real, &sim)).collect();
+    let sims: Vec<_> = sims.iter().map(measure).collect();
+    let metrics = Metric::ALL.into_iter().flat_map(|metric| rows(metric, &real, &sims)).collect();
+    // The first, checked above to be there.
+    let sim = sims.into_iter().next().ok_or(CompareError::NoSimulatedRun)?;
     let paired = [Metric::Ttft, Metric::Tpot, Metric::E2e].map(|m| paired(m, &real, &sim)).to_vec();
     Ok(Comparison { metrics, paired, requests: counts, real, sim })
 }
@@ -301,11 +319,15 @@ fn finished_everywhere(
     Ok(wanted)
 }
 
-fn rows(metric: Metric, real: &[RunMetrics], sim: &RunMetrics) -> Vec<MetricRow> {
-    let real_ns: Vec<_> = real.iter().map(|run| run.sorted_ns(metric)).collect();
-    let sim_ns = sim.sorted_ns(metric);
-    let n = real_ns.iter().chain([&sim_ns]).map(Vec::len).min().unwrap_or(0) as u64;
-    let blocked = if metric == Metric::Itl { itl_unavailable(real, sim, &real_ns, &sim_ns) } else { None };
+fn rows(metric: Metric, real: &[RunMetrics], sims: &[RunMetrics]) -> Vec<MetricRow> {
+    let sorted = |runs: &[RunMetrics]| runs.iter().map(|run| run.sorted_ns(metric)).collect::<Vec<_>>();
+    let (real_ns, sim_ns) = (sorted(real), sorted(sims));
+    let n = real_ns.iter().chain(&sim_ns).map(Vec::len).min().unwrap_or(0) as u64;
+    let blocked = if metric == Metric::Itl {
+        sims.iter().zip(&sim_ns).find_map(|(sim, sim_ns)| itl_unavailable(real, sim, &real_ns, sim_ns))
+    } else {
+        None
+    };
     Stat::ALL
         .into_iter()
         .map(|stat| {
@@ -339,25 +361,28 @@ fn itl_unavailable(
 
 /// In ms.
 struct RowNumbers {
-    real: f64,
-    real_min: f64,
-    real_max: f64,
-    sim: f64,
+    real: Spread,
+    sim: Spread,
 }
 
-fn row_numbers(stat: Stat, real_ns: &[Vec<f64>], sim_ns: &[f64]) -> Result<RowNumbers, Unavailable> {
-    let to_ms = |ns: f64| ns / 1e6;
-    let mut repeats = Vec::with_capacity(real_ns.len());
-    for values in real_ns {
-        repeats.push(to_ms(stat.of_sorted(values)?));
+/// Median and range of a statistic over runs of one workload, ms.
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+fn spread(stat: Stat, runs_ns: &[Vec<f64>]) -> Result<Spread, Unavailable> {
+    let mut values = Vec::with_capacity(runs_ns.len());
+    for sorted in runs_ns {
+        values.push(stat.of_sorted(sorted)? / 1e6);
     }
-    repeats.sort_by(f64::total_cmp);
-    Ok(RowNumbers {
-        real: percentile_of_sorted(&repeats, 0.5),
-        real_min: repeats[0],
-        real_max: repeats[repeats.len() - 1],
-        sim: to_ms(stat.of_sorted(sim_ns)?),
-    })
+    values.sort_by(f64::total_cmp);
+    Ok(Spread { median: percentile_of_sorted(&values, 0.5), min: values[0], max: values[values.len() - 1] })
+}
+
+fn row_numbers(stat: Stat, real_ns: &[Vec<f64>], sim_ns: &[Vec<f64>]) -> Result<RowNumbers, Unavailable> {
+    Ok(RowNumbers { real: spread(stat, real_ns)?, sim: spread(stat, sim_ns)? })
 }
 
 fn row(metric: Metric, stat: Stat, n: u64, numbers: Result<RowNumbers, Unavailable>) -> MetricRow {
@@ -369,18 +394,23 @@ fn row(metric: Metric, stat: Stat, n: u64, numbers: Result<RowNumbers, Unavailab
         real_min_ms: None,
         real_max_ms: None,
         sim_ms: None,
+        sim_min_ms: None,
+        sim_max_ms: None,
         error_pct: None,
         inside_band: None,
         na_reason: None,
     };
     match numbers {
         Ok(found) => {
-            row.real_ms = Some(found.real);
-            row.real_min_ms = Some(found.real_min);
-            row.real_max_ms = Some(found.real_max);
-            row.sim_ms = Some(found.sim);
-            row.inside_band = Some(is_inside_band(found.sim, found.real_min, found.real_max));
-            row.error_pct = error_pct(found.real, found.sim);
+            let (real, sim) = (found.real, found.sim);
+            row.real_ms = Some(real.median);
+            row.real_min_ms = Some(real.min);
+            row.real_max_ms = Some(real.max);
+            row.sim_ms = Some(sim.median);
+            row.sim_min_ms = Some(sim.min);
+            row.sim_max_ms = Some(sim.max);
+            row.inside_band = Some(is_inside_band(sim.median, real.min, real.max));
+            row.error_pct = error_pct(real.median, sim.median);
             if row.error_pct.is_none() {
                 row.na_reason = Some(Unavailable::RealIsZero.to_string());
             }

@@ -46,6 +46,9 @@ pub struct CaseResult {
     /// Wall time of the simulation alone; none when it did not run.
     #[serde(default)]
     pub simulate_ms: Option<f64>,
+    /// Share of the simulated steps' time that is the host's, 0..=1: near 1, faster kernels change nothing.
+    #[serde(default)]
+    pub host_share: Option<f64>,
     /// What a reader should know before trusting a number.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -88,6 +91,7 @@ impl CaseResult {
             paired,
             requests: Some(requests),
             simulate_ms: None,
+            host_share: None,
             notes,
             samples: Some(Samples { real, sim }),
         }
@@ -106,6 +110,7 @@ impl CaseResult {
             paired: Vec::new(),
             requests: None,
             simulate_ms: None,
+            host_share: None,
             notes: Vec::new(),
             samples: None,
         }
@@ -281,6 +286,8 @@ mod tests {
             "real_min_ms",
             "real_max_ms",
             "sim_ms",
+            "sim_min_ms",
+            "sim_max_ms",
             "error_pct",
             "inside_band",
         ];

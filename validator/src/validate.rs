@@ -11,7 +11,8 @@ use plumbline_bundles::{
 };
 use plumbline_schema::{Deployment, GpuSpec, InputError, ModelSpec, RequestStatus, Run, RunKind, Workload};
 use plumbline_simulator::{
-    BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions, simulate,
+    BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions, simulate_with,
+    step_time::{StepTime, StepTimeModel},
 };
 use rayon::prelude::*;
 use thiserror::Error;
@@ -25,8 +26,10 @@ use crate::{
 /// How to simulate the cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValidateOptions {
-    /// Seed of every simulation.
+    /// Seed of every case's first simulation; the next ones count up from it.
     pub seed: u64,
+    /// Simulations of a case, at least 1: a simulated statistic is the median over them.
+    pub simulations: u32,
     /// Whether steps scatter.
     pub residuals: Residuals,
     /// What to do about operator shapes that the bundle did not measure.
@@ -34,9 +37,9 @@ pub struct ValidateOptions {
 }
 
 impl Default for ValidateOptions {
-    /// Seed 0, steps scatter, shapes beyond the measured ones are extrapolated and show in the coverage.
+    /// Nine simulations from seed 0, steps scatter, shapes beyond the measured ones are extrapolated and show in the coverage.
     fn default() -> Self {
-        Self { seed: 0, residuals: Residuals::Drawn, out_of_domain: OutOfDomain::Extrapolate }
+        Self { seed: 0, simulations: 9, residuals: Residuals::Drawn, out_of_domain: OutOfDomain::Extrapolate }
     }
 }
 
@@ -201,16 +204,30 @@ fn judge<T: OperatorTimes>(
     };
     let Prediction { model, profile, gpu, times, .. } = prediction;
     let start = Instant::now();
-    let simulation = simulate(model, &workload, &deployment, profile, times, &simulate_options)?;
-    let simulate_ms = start.elapsed().as_secs_f64() * 1e3;
+    let mut step_time =
+        StepTimeModel::new(model, times, profile, &deployment).map_err(SimulateError::StepTime)?;
+    let mut simulations = Vec::new();
+    // Without scatter every seed gives the same run.
+    let count = if options.residuals == Residuals::None { 1 } else { u64::from(options.simulations.max(1)) };
+    for seed in options.seed..options.seed.saturating_add(count) {
+        let simulate_options = SimulateOptions { seed, ..simulate_options.clone() };
+        simulations.push(simulate_with(&mut step_time, &workload, &simulate_options)?);
+    }
+    let simulate_ms = start.elapsed().as_secs_f64() * 1e3 / simulations.len() as f64;
 
-    let comparison = compare_requests(real, &simulation.run, case.requests.as_ref())?;
+    let (runs, simulations): (Vec<_>, Vec<_>) =
+        simulations.into_iter().map(|s| (s.run, (s.step_times, s.coverage, s.rejections))).unzip();
+    let comparison = compare_requests(real, &runs, case.requests.as_ref())?;
+    let Some((step_times, shares, rejections)) = simulations.first() else {
+        return Err(CompareError::NoSimulatedRun.into());
+    };
     let mut result = CaseResult::compared(&case.name, case.role, comparison);
     result.simulate_ms = Some(simulate_ms);
-    result.coverage = coverage(&simulation.coverage);
+    result.host_share = host_share(step_times);
+    result.coverage = coverage(shares);
     result.notes.extend(notes(case, real, recorded, profile, gpu));
-    if let Some((id, reason)) = simulation.rejections.first() {
-        let count = simulation.rejections.len();
+    if let Some((id, reason)) = rejections.first() {
+        let count = rejections.len();
         result.notes.push(format!("the simulated engine rejected {count} requests, first {id}: {reason}"));
     }
     Ok(result)
@@ -231,6 +248,13 @@ fn served_workload(run: &Run) -> Workload {
         }
     }
     workload
+}
+
+/// Share of the steps' time that the host takes on the critical path: preparing, launching, reading back.
+fn host_share(steps: &[StepTime]) -> Option<f64> {
+    let total: f64 = steps.iter().map(StepTime::predicted_ns).sum();
+    let host: f64 = steps.iter().map(StepTime::host_critical_ns).sum();
+    (total > 0.0).then(|| host / total)
 }
 
 fn coverage(shares: &Coverage) -> BTreeMap<String, f64> {

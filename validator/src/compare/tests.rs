@@ -119,10 +119,12 @@ fn only_the_requests_asked_for_are_judged() {
     let mut sim = spaced(20, 10);
     sim.requests[0].first_token_time_ns = Some(plumbline_schema::Nanos(40 * MS));
     let only = BTreeSet::from([1]);
-    let comparison = compare_requests(&[spaced(20, 10)], &sim, Some(&only)).unwrap();
+    let comparison = compare_requests(&[spaced(20, 10)], std::slice::from_ref(&sim), Some(&only)).unwrap();
     assert_eq!(p50(&comparison, Metric::Ttft).sim_ms, Some(20.0));
     assert_eq!(comparison.requests.sim.ok, 1);
-    let error = compare_requests(&[spaced(20, 10)], &sim, Some(&BTreeSet::from([1, 8, 9]))).unwrap_err();
+    let error =
+        compare_requests(&[spaced(20, 10)], std::slice::from_ref(&sim), Some(&BTreeSet::from([1, 8, 9])))
+            .unwrap_err();
     assert_eq!(error.to_string(), "expected requests of the run, found 8, 9");
 }
 
@@ -234,4 +236,16 @@ proptest! {
         let itl = comparison.row(Metric::Itl, Stat::P50).unwrap();
         prop_assert_eq!(itl.n, (num_tokens - requests.len()) as u64);
     }
+}
+
+#[test]
+fn simulations_are_summed_up_by_their_median_and_range() {
+    let sims = [30, 10, 20].map(|ttft| spaced(ttft, 10));
+    let comparison = compare_requests(&[spaced(20, 10)], &sims, None).unwrap();
+    let row = comparison.row(Metric::Ttft, Stat::P50).unwrap();
+    let one = |ttft| {
+        compare(&[spaced(20, 10)], &spaced(ttft, 10)).unwrap().row(Metric::Ttft, Stat::P50).unwrap().sim_ms
+    };
+    assert_eq!((row.sim_min_ms, row.sim_ms, row.sim_max_ms), (one(10), one(20), one(30)));
+    assert!(matches!(compare_requests(&[spaced(20, 10)], &[], None), Err(CompareError::NoSimulatedRun)));
 }

@@ -94,6 +94,9 @@ fn section(page: &mut String, case: &CaseResult, figure: &dyn Fn(Metric) -> Opti
     if let Some(ms) = case.simulate_ms {
         let _ = write!(page, "; simulated in {ms:.1} ms");
     }
+    if let Some(share) = case.host_share {
+        let _ = write!(page, "; host's share of the steps: {:.0} %", 100.0 * share);
+    }
     if let Some(coverage) = format::coverage(case) {
         let _ = write!(page, "; operator time: {}", escape(&coverage));
     }

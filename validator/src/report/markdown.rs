@@ -34,12 +34,18 @@ pub(super) fn render(result: &SuiteResult) -> String {
     for case in result.cases_by_role().filter(|c| c.status == CaseStatus::Ok) {
         rows(&mut text, case);
     }
-    text.push_str("\n## Where the operator times come from\n\n");
-    text.push_str("| case | role | share of operator time | simulated in |\n| --- | --- | --- | ---: |\n");
+    text.push_str("\n## Where the time goes, and where operator times come from\n\n");
+    text.push_str(
+        "The host's share is what steps wait for it: near 100 %, faster kernels would change nothing.\n\n",
+    );
+    text.push_str("| case | role | host's share of steps | share of operator time | simulated in |\n");
+    text.push_str("| --- | --- | ---: | --- | ---: |\n");
     for case in result.cases_by_role().filter(|c| c.status == CaseStatus::Ok) {
         let wall = case.simulate_ms.map_or_else(|| "n/a".into(), |ms| format!("{ms:.1} ms"));
         let coverage = format::coverage(case).unwrap_or_else(|| "not known".into());
-        let _ = writeln!(text, "| {} | {} | {coverage} | {wall} |", cell(&case.name), case.role.title());
+        let host = case.host_share.map_or_else(|| "n/a".into(), |share| format!("{:.0} %", 100.0 * share));
+        let _ =
+            writeln!(text, "| {} | {} | {host} | {coverage} | {wall} |", cell(&case.name), case.role.title());
     }
     text.push_str("\n## Request by request\n\n");
     text.push_str("Median over requests of the absolute error of each request's own value.\n\n");

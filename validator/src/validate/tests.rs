@@ -5,7 +5,7 @@ use plumbline_bundles::{
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
 use plumbline_schema::{EngineMode, Nanos, WorkloadRequest};
-use plumbline_simulator::RooflineTimes;
+use plumbline_simulator::{RooflineTimes, simulate};
 
 use super::*;
 use crate::{
