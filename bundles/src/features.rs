@@ -68,6 +68,8 @@ pub const fn part_names(operator: Operator) -> &'static [&'static str] {
             "longest_tile",
             "decode_memory",
             "longest_decode",
+            "prefill_waves",
+            "decode_waves",
             "both_kinds",
         ],
         _ => &["roofline", "row_waves"],
@@ -137,10 +139,12 @@ pub const fn batch_columns(operator: Operator) -> std::ops::Range<usize> {
 /// - `prefill_compute`, `prefill_memory`, `decode_memory`: attention's pieces, since prefill chunks are
 ///   bound by the tensor cores and decodes by reading keys and values, at very different efficiencies.
 ///   Chunks compute whole tiles of 64 queries.
-/// - `longest_tile`: one tile of 64 queries over all keys of a mean chunk at one SM's share of the tensor
-///   peak: what is left when there are too few tiles to fill the GPU.
+/// - `longest_tile`: one tile of 64 queries over the keys of a chunk's last token at one SM's share of the
+///   tensor peak: what is left when there are too few tiles to fill the GPU.
 /// - `longest_decode`: reading the longest decode's keys and values by as many SMs as there are KV heads.
-/// - `both_kinds`: [`SECOND_KERNEL_NS`] when there are chunks and decodes, which are different kernels.
+/// - `prefill_waves`, `decode_waves`: [`NOMINAL_NS`] for each wave of tiles, or of decodes times KV heads, over
+///   the SMs: what a thread block costs whatever it reads.
+/// - `both_kinds`: [`NOMINAL_NS`] when there are chunks and decodes, which are different kernels.
 #[must_use]
 pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
     let roofline = roofline_ns(shape, gpu);
@@ -171,7 +175,9 @@ pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
                 parts.longest_tile,
                 parts.decode_memory,
                 parts.longest_decode,
-                if is_mixed { SECOND_KERNEL_NS } else { 0.0 },
+                parts.prefill_waves * NOMINAL_NS,
+                parts.decode_waves * NOMINAL_NS,
+                if is_mixed { NOMINAL_NS } else { 0.0 },
             ])
         }
         _ => {
@@ -188,6 +194,8 @@ struct AttentionParts {
     longest_tile: f64,
     decode_memory: f64,
     longest_decode: f64,
+    prefill_waves: f64,
+    decode_waves: f64,
 }
 
 fn attention_parts(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> AttentionParts {
@@ -200,14 +208,20 @@ fn attention_parts(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Attentio
     let chunks = f64::from(load.num_prefill_seqs).max(1.0);
     let mean_chunk = (prefill_tokens / chunks).max(1.0);
     let padding = (mean_chunk / QUERY_TILE).ceil() * QUERY_TILE / mean_chunk;
-    let tile_pairs = QUERY_TILE * load.prefill_kv_tokens as f64 / chunks;
+    // Mean keys of a token, and the half of a chunk that its last token sees beyond that.
+    let longest_keys = load.prefill_pairs as f64 / prefill_tokens.max(1.0) + mean_chunk / 2.0;
+    let num_tiles = (mean_chunk / QUERY_TILE).ceil() * f64::from(load.num_prefill_seqs);
     let kv_heads_used = f64::from(heads.num_kv_heads.min(gpu.num_sms)).max(1.0);
     AttentionParts {
         prefill_compute: compute_ns(4.0 * q_width * load.prefill_pairs as f64 * padding, gpu),
         prefill_memory: traffic(prefill_tokens, load.prefill_kv_tokens as f64),
-        longest_tile: compute_ns(4.0 * f64::from(heads.head_dim) * tile_pairs, gpu) * num_sms,
+        longest_tile: compute_ns(4.0 * f64::from(heads.head_dim) * QUERY_TILE * longest_keys, gpu)
+            * num_sms
+            * f64::from(u8::from(load.num_prefill_seqs > 0)),
         decode_memory: traffic(f64::from(load.num_decode_seqs), load.decode_kv_tokens as f64),
         longest_decode: traffic(0.0, f64::from(load.max_decode_kv_tokens)) * num_sms / kv_heads_used,
+        prefill_waves: (num_tiles * f64::from(heads.num_q_heads) / num_sms).ceil(),
+        decode_waves: f64::from(load.num_decode_seqs) * f64::from(heads.num_kv_heads) / num_sms,
     }
 }
 
@@ -355,8 +369,8 @@ fn attention_features(
     ])
 }
 
-/// Nominal cost of a second kernel in one launch, ns; its coefficient says what it is.
-pub const SECOND_KERNEL_NS: f64 = 1000.0;
+/// Nominal cost of what no data sheet tells, ns; its coefficient says what it is.
+pub const NOMINAL_NS: f64 = 1000.0;
 
 /// Queries that one thread block of a prefill kernel usually takes together.
 const QUERY_TILE: f64 = 64.0;
