@@ -176,7 +176,7 @@ impl OperatorPredictor {
 
     /// Modelled time in ns of a shape on the GPU whose samples were trained on, whatever its domain.
     ///
-    /// Not under the physical floor. The shape must be this operator's and not empty; see [`Predictors::predict`].
+    /// Not under the physical floor. The shape must be this operator's and not empty; see [`Predictors::predict`](super::Predictors::predict).
     #[must_use]
     pub fn predict(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
         self.predict_on(shape, gpu, gpu)
