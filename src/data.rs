@@ -40,6 +40,13 @@ fn above(start: &Path) -> Option<PathBuf> {
     start.ancestors().map(|folder| folder.join(IN_CHECKOUT)).find(|folder| folder.is_dir())
 }
 
+/// Whether an engine profile is asked for by its JSON file and not by its name in a bundle.
+#[must_use]
+pub fn is_file(name_or_path: &str) -> bool {
+    let is_json = Path::new(name_or_path).extension().is_some_and(|extension| extension == "json");
+    is_json || name_or_path.contains(['/', '\\'])
+}
+
 /// A bundle by path, or by the name of a shipped one.
 ///
 /// # Errors

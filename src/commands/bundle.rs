@@ -8,7 +8,7 @@ use crate::{
     data,
     exit::Exit,
     failure::Failure,
-    output::{Output, Table, percent},
+    output::{Output, Table, Text, percent},
 };
 
 /// Look after bundles
@@ -67,21 +67,22 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
 }
 
 fn verify_text(report: &VerifyReport) -> String {
-    let mut text = format!(
-        "{} files, {} bytes: {} samples, {} predictors, {} engine profiles\n",
+    let mut text = Text::default();
+    text.line(format_args!(
+        "{} files, {} bytes: {} samples, {} predictors, {} engine profiles",
         report.num_files, report.num_bytes, report.num_samples, report.num_predictors, report.num_engines
-    );
+    ));
     if report.num_incomplete > 0 {
-        text.push_str(&format!("{} points were planned but not measured\n", report.num_incomplete));
+        text.line(format_args!("{} points were planned but not measured", report.num_incomplete));
     }
     for name in &report.stray_files {
-        text.push_str(&format!("not part of the bundle: {name}\n"));
+        text.line(format_args!("not part of the bundle: {name}"));
     }
     for problem in &report.problems {
-        text.push_str(&format!("problem: {problem}\n"));
+        text.line(format_args!("problem: {problem}"));
     }
-    text.push_str(if report.is_sound() { "sound\n" } else { "not sound\n" });
-    text
+    text.line(if report.is_sound() { "sound" } else { "not sound" });
+    text.finish()
 }
 
 fn inspection_text(inspection: &Inspection) -> String {
@@ -99,16 +100,18 @@ fn inspection_text(inspection: &Inspection) -> String {
         "engines",
         if inspection.engines.is_empty() { "none".into() } else { inspection.engines.join(", ") },
     );
-    let mut text = format!("{facts}\n{}", operators_table(&inspection.operators));
+    let mut text = Text::default();
+    text.line(facts);
+    text.line(operators_table(&inspection.operators));
     if let Some(host) = &inspection.host {
-        text.push_str(&format!("\n{}", host_table(host)));
+        text.line(host_table(host));
     }
     for (title, lines) in [("not measured", &inspection.incomplete), ("note", &inspection.notes)] {
         for line in lines {
-            text.push_str(&format!("{title}: {line}\n"));
+            text.line(format_args!("{title}: {line}"));
         }
     }
-    text
+    text.finish()
 }
 
 fn operators_table(operators: &[OperatorSummary]) -> Table {

@@ -16,7 +16,7 @@ use crate::{
     data,
     exit::Exit,
     failure::Failure,
-    output::{Output, Table, percent},
+    output::{Output, Table, Text, percent},
 };
 
 /// The scheduler of a profile that starts from nothing.
@@ -24,7 +24,7 @@ const SCHEDULER: &str = "vllm-v1";
 
 /// Fit an engine profile's host part on real runs, and judge it on others
 ///
-/// The runs need their deployment (run.json, or engine.json beside or above them); best is step_metrics.csv too. What the
+/// The runs need their deployment (run.json, or engine.json beside or above them); best are those with recorded steps. What the
 /// runs cannot pin stays as it was and is named.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -97,8 +97,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
 
 /// The profile to start from.
 fn prior(bundle: &Bundle, name_or_path: &str, runs: &[FitRun]) -> Result<EngineProfile, Failure> {
-    let is_file = name_or_path.contains(['/', '\\']) || name_or_path.ends_with(".json");
-    if is_file || bundle.engine_names().contains(&name_or_path) {
+    if data::is_file(name_or_path) || bundle.engine_names().contains(&name_or_path) {
         return super::simulate::engine(bundle, name_or_path);
     }
     let engine = runs.first().map_or("unknown", |first| first.run.info.engine.as_str());
@@ -144,16 +143,17 @@ fn save(profile: &EngineProfile, out: Option<&Path>, bundle: &mut Bundle) -> Res
 
 fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
     let fitted = &profile.fitted_on;
-    let mut text = format!("{}: fitted on {}\n", profile.name, fitted.runs.join(", "));
+    let mut text = Text::default();
+    text.line(format_args!("{}: fitted on {}", profile.name, fitted.runs.join(", ")));
     for (dispatch, steps) in &fitted.num_steps {
         let error = fitted.step_error.get(dispatch).map_or_else(|| "n/a".to_owned(), |error| percent(*error));
-        text.push_str(&format!("{dispatch}: {steps} steps, median absolute error {error}\n"));
+        text.line(format_args!("{dispatch}: {steps} steps, median absolute error {error}"));
     }
     if !fitted.not_identified.is_empty() {
-        text.push_str(&format!("not identified by these runs: {}\n", fitted.not_identified.join(", ")));
+        text.line(format_args!("not identified by these runs: {}", fitted.not_identified.join(", ")));
     }
     if rows.is_empty() {
-        return text;
+        return text.finish();
     }
     let mut table = Table::new(&[
         "held out",
@@ -179,5 +179,6 @@ fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
             pct(row.after_error_pct),
         ]);
     }
-    format!("{text}\n{table}")
+    text.line(format_args!("\n{table}"));
+    text.finish()
 }

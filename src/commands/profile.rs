@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     exit::Exit,
     failure::Failure,
-    output::{Bar, Output},
+    output::{Bar, Output, Text},
 };
 
 /// Measure this GPU and its host for some models, and write a bundle
@@ -138,19 +138,20 @@ fn report(outcome: &ProfileOutcome) -> Report {
 }
 
 fn text(report: &Report) -> String {
-    let mut text = format!(
-        "{}: {} of {} points measured in {:.1} s, {} throttled, {} under the physical floor\n",
+    let mut text = Text::default();
+    text.line(format_args!(
+        "{}: {} of {} points measured in {:.1} s, {} throttled, {} under the physical floor",
         report.gpu,
         report.num_measured,
         report.num_planned,
         report.wall_s,
         report.num_throttled,
         report.num_below_floor
-    );
+    ));
     for line in &report.incomplete {
-        text.push_str(&format!("not measured: {line}\n"));
+        text.line(format_args!("not measured: {line}"));
     }
-    text
+    text.finish()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::{
     data,
     exit::Exit,
     failure::Failure,
-    output::{Output, Table, ns_to_ms, percent},
+    output::{Output, Table, Text, ns_to_ms, percent},
 };
 
 /// Simulate an engine that serves a workload on the machine of a bundle
@@ -159,8 +159,11 @@ fn check_out(out: &Path) -> Result<(), Failure> {
 
 /// An engine profile by file, or by its name in the bundle.
 pub fn engine(bundle: &Bundle, name_or_path: &str) -> Result<EngineProfile, Failure> {
-    let is_file = name_or_path.contains(['/', '\\']) || name_or_path.ends_with(".json");
-    if is_file { Ok(EngineProfile::read(Path::new(name_or_path))?) } else { Ok(bundle.engine(name_or_path)?) }
+    if data::is_file(name_or_path) {
+        Ok(EngineProfile::read(Path::new(name_or_path))?)
+    } else {
+        Ok(bundle.engine(name_or_path)?)
+    }
 }
 
 /// A bundle's predictors, carried over to another GPU where one is named.
@@ -258,22 +261,20 @@ impl<'a> Report<'a> {
             .filter(|(_, share)| *share > 0.0)
             .map(|(name, share)| format!("{} {name}", percent(*share)))
             .collect();
-        let mut text = format!(
-            "{} requests: {} finished, {} rejected; {} preemptions\n\
-             steps: {} eager, {} piecewise graph, {} full graph\n\
-             GPU time: {}\n\n{table}",
-            counts.requests,
-            counts.finished,
-            counts.rejected,
-            counts.preemptions,
-            counts.eager_steps,
-            counts.piecewise_graph_steps,
-            counts.full_graph_steps,
-            shares.join(", "),
-        );
+        let mut text = Text::default();
+        text.line(format_args!(
+            "{} requests: {} finished, {} rejected; {} preemptions",
+            counts.requests, counts.finished, counts.rejected, counts.preemptions
+        ));
+        text.line(format_args!(
+            "steps: {} eager, {} piecewise graph, {} full graph",
+            counts.eager_steps, counts.piecewise_graph_steps, counts.full_graph_steps
+        ));
+        text.line(format_args!("GPU time: {}\n", shares.join(", ")));
+        text.line(table);
         for rejected in &self.rejected {
-            text.push_str(&format!("rejected request {}: {}\n", rejected.request_id, rejected.reason));
+            text.line(format_args!("rejected request {}: {}", rejected.request_id, rejected.reason));
         }
-        text
+        text.finish()
     }
 }

@@ -27,7 +27,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct Trained<'a> {
     bundle: String,
     digest: &'a str,
     report: &'a TrainReport,
@@ -51,12 +51,12 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         changes.push((predictor_name(predictor.operator), predictor.to_json()?));
     }
     bundle.update(changes)?;
-    let report = Report {
+    let trained = Trained {
         bundle: bundle.root.display().to_string(),
         digest: bundle.digest(),
         report: &outcome.report,
     };
-    output.print(&report, || text(&outcome.report))?;
+    output.print(&trained, || text(&outcome.report))?;
     output.note(format!("wrote {} predictors into {}", outcome.predictors.len(), bundle.root.display()));
     Ok(Exit::Fine)
 }

@@ -43,7 +43,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ResidualsArg::Drawn)]
     residuals: ResidualsArg,
 
-    /// Seed of every simulation
+    /// Simulations of each case; a simulated value is the median over them
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=99))]
+    simulations: u32,
+
+    /// Seed of each case's first simulation; the next ones count up from it
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -61,6 +65,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     }
     let options = ValidateOptions {
         seed: args.seed,
+        simulations: args.simulations,
         residuals: args.residuals.into(),
         out_of_domain: args.out_of_domain.into(),
     };
@@ -90,13 +95,12 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
 
 /// The suite, less the cases that were not asked for.
 fn suite(args: &Args) -> Result<Suite, Failure> {
-    let mut suite = match &args.suite {
+    let mut suite = if let Some(path) = &args.suite {
         // Bundles by name need the shipped data; a suite of paths does not.
-        Some(path) => Suite::load(path, &data::folder().unwrap_or_default())?,
-        None => {
-            let data = data::folder()?;
-            Suite::load(&data.join("suite.toml"), &data)?
-        }
+        Suite::load(path, &data::folder().unwrap_or_default())?
+    } else {
+        let data = data::folder()?;
+        Suite::load(&data.join("suite.toml"), &data)?
     };
     let is_wanted = |name: &str| args.case.is_empty() || args.case.iter().any(|text| name.contains(text));
     let names: Vec<_> = suite.cases.iter().map(|case| case.name.clone()).collect();

@@ -2,6 +2,7 @@
 
 mod progress;
 mod table;
+mod text;
 
 use std::io::{self, Write};
 
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 pub use progress::Bar;
 pub use table::Table;
+pub use text::Text;
 
 use crate::{exit::Exit, failure::Failure};
 

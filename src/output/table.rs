@@ -18,10 +18,8 @@ impl Table {
         inner.load_style(presets::NOTHING);
         inner.set_header(columns.iter().map(|name| name.trim_start_matches('>')));
         for (index, name) in columns.iter().enumerate() {
-            if let Some(column) = inner.column_mut(index) {
-                if name.starts_with('>') {
-                    column.set_cell_alignment(CellAlignment::Right);
-                }
+            if let (true, Some(column)) = (name.starts_with('>'), inner.column_mut(index)) {
+                column.set_cell_alignment(CellAlignment::Right);
             }
         }
         Self { inner }

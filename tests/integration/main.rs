@@ -5,4 +5,5 @@ mod fixture;
 mod help;
 mod mutation;
 mod pipeline;
+mod shipped;
 mod support;

@@ -110,16 +110,13 @@ fn storm<E: Display>(
             bytes = mutate(&bytes, &mut rng);
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| read(&bytes).map_err(|error| error.to_string())));
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(text)) => {
-                refused += 1;
-                let name = path.file_name().expect("a file").to_string_lossy();
-                assert!(text.contains(&*name), "{what}, seed {seed}: `{text}` does not name {name}");
-            }
-            Err(_) => {
-                panic!("{what}, seed {seed}: the reader panicked on {:?}", String::from_utf8_lossy(&bytes))
-            }
+        let Ok(read) = outcome else {
+            panic!("{what}, seed {seed}: the reader panicked on {:?}", String::from_utf8_lossy(&bytes));
+        };
+        if let Err(text) = read {
+            refused += 1;
+            let name = path.file_name().expect("a file").to_string_lossy();
+            assert!(text.contains(&*name), "{what}, seed {seed}: `{text}` does not name {name}");
         }
     }
     assert!(refused > rounds / 10, "{what}: only {refused} of {rounds} mutations were refused");

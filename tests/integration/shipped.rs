@@ -1,0 +1,148 @@
+//! The shipped suite: what it must show, and how fast.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::Value;
+
+use crate::support::{arg, ended, plumb};
+
+/// Wall time of the whole command, and of one case's simulation, in a release build.
+const SUITE_LIMIT: Duration = Duration::from_secs(2);
+const CASE_LIMIT_MS: f64 = 50.0;
+
+/// Largest error of p50, in percent, of cases that were not fitted on; a value inside the band passes too.
+const LIMITS_PCT: [(&str, f64); 4] = [("ttft", 12.0), ("itl", 8.0), ("tpot", 8.0), ("e2e", 8.0)];
+
+/// The same for the case of another GPU and engine, whose host part was fitted on its other requests.
+const SARATHI_LIMITS_PCT: [(&str, f64); 2] = [("ttft", 5.0), ("itl", 3.0)];
+
+fn validate(more: &[&str]) -> (Value, String) {
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("report");
+    let args = ["validate", "--json", "--out", arg(&out)];
+    let (code, stdout, stderr) = ended(&plumb(args.iter().chain(more)).output().expect("plumb starts"));
+    assert_eq!(code, 0, "{stderr}");
+    for file in ["report.html", "summary.md", "results.json"] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+    let result = serde_json::from_str(&stdout).expect("one JSON document");
+    (result, stdout)
+}
+
+fn cases(result: &Value) -> &Vec<Value> {
+    result["cases"].as_array().expect("cases")
+}
+
+fn p50<'a>(case: &'a Value, metric: &str) -> &'a Value {
+    let metrics = case["metrics"].as_array().expect("metrics");
+    metrics.iter().find(|row| row["metric"] == metric && row["stat"] == "p50").expect("a row per metric")
+}
+
+#[test]
+fn cases_not_fitted_on_are_predicted_within_the_limits() {
+    let (result, _) = validate(&[]);
+    let mut misses = Vec::new();
+    let mut num_judged = 0;
+    for case in cases(&result).iter().filter(|case| case["role"] == "held_out") {
+        let name = case["name"].as_str().expect("a name");
+        assert_eq!(case["status"], "ok", "{case}");
+        let is_sarathi = name.starts_with("sarathi");
+        let limits: &[(&str, f64)] = if is_sarathi { &SARATHI_LIMITS_PCT } else { &LIMITS_PCT };
+        for (metric, limit) in limits {
+            let row = p50(case, metric);
+            // A single repeat is no band: there only the error counts.
+            let has_band = row["real_min_ms"] != row["real_max_ms"];
+            let inside = has_band && !is_sarathi && row["inside_band"] == true;
+            let error = row["error_pct"].as_f64().expect("every held-out p50 has an error");
+            num_judged += 1;
+            if error.abs() > *limit && !inside {
+                misses
+                    .push(format!("{name}: {metric} p50 is off by {error:+.1} %, at most {limit} % passes"));
+            }
+        }
+    }
+    assert!(num_judged >= 20, "only {num_judged} numbers were judged");
+    assert!(misses.is_empty(), "\n{}", misses.join("\n"));
+}
+
+#[test]
+fn every_case_says_where_its_times_come_from() {
+    let (result, _) = validate(&[]);
+    for case in cases(&result) {
+        let coverage = case["coverage"].as_object().expect("coverage");
+        let sum: f64 = coverage.values().filter_map(Value::as_f64).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{}: {coverage:?}", case["name"]);
+        let is_transferred = case["name"].as_str().expect("a name").starts_with("sarathi-a100");
+        let transferred = coverage.get("transferred").and_then(Value::as_f64).unwrap_or(0.0);
+        assert_eq!(transferred > 0.99, is_transferred, "{}: {coverage:?}", case["name"]);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_numbers_and_it_is_fast() {
+    let (first, _) = validate(&["--seed", "3"]);
+    let (again, _) = validate(&["--seed", "3"]);
+    let numbers =
+        |result: &Value| cases(result).iter().map(|case| case["metrics"].clone()).collect::<Vec<_>>();
+    assert_eq!(numbers(&first), numbers(&again));
+    let (certain, _) = validate(&["--residuals", "none"]);
+    assert_ne!(numbers(&first), numbers(&certain));
+    // Unoptimised builds say nothing of speed.
+    if cfg!(debug_assertions) {
+        return;
+    }
+    let fastest = [&first, &again, &certain].map(|r| r["summary"]["wall_ms"].as_f64().expect("a time"));
+    let wall_ms = fastest.into_iter().fold(f64::INFINITY, f64::min);
+    assert!(wall_ms < SUITE_LIMIT.as_secs_f64() * 1e3, "validating took {wall_ms} ms");
+    for case in cases(&first) {
+        let name = &case["name"];
+        let fastest = [&first, &again, &certain]
+            .iter()
+            .flat_map(|result| cases(result).iter().filter(|other| &other["name"] == name))
+            .filter_map(|case| case["simulate_ms"].as_f64())
+            .fold(f64::INFINITY, f64::min);
+        assert!(fastest < CASE_LIMIT_MS, "{name}: simulating took {fastest} ms");
+    }
+}
+
+#[test]
+fn real_steps_are_formed_by_the_scheduler() {
+    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/data/runs/h100-vllm-0.24");
+    let mut args = vec!["compare".to_owned(), "--replay-steps".to_owned(), "--json".to_owned()];
+    for run in ["qwen3-0.6b-eager/conv-q8", "qwen3-0.6b-graph/conv-q8", "llama3-8b-graph/conv-q4"] {
+        args.push(arg(&runs.join(run)).to_owned());
+    }
+    let (code, stdout, stderr) = ended(&plumb(&args).output().expect("plumb starts"));
+    assert_eq!(code, 0, "{stderr}");
+    let replayed: Value = serde_json::from_str(&stdout).expect("JSON");
+    for run in replayed["runs"].as_array().expect("runs") {
+        assert!(run["steps"].as_u64().expect("steps") > 1_000, "{run}");
+        assert_eq!(run["steps"], run["identical"], "{run}");
+    }
+}
+
+#[test]
+fn shipped_data_is_found_from_elsewhere_and_by_its_variable() {
+    let folder = tempfile::tempdir().expect("folder");
+    // Above the executable, wherever the command is run.
+    let list = plumb(["validate", "--list"]).current_dir(folder.path()).output().expect("plumb starts");
+    let (code, stdout, stderr) = ended(&list);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.lines().count() > 10 && stdout.contains("qwen3-0.6b-graph/conv-q8"), "{stdout}");
+    let wrong = plumb(["validate"]).env("PLUMB_DATA", folder.path().join("none")).output().expect("starts");
+    let (code, _, stderr) = ended(&wrong);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("PLUMB_DATA: expected a folder"), "{stderr}");
+    // A copy far from the data and a folder without it: says what to do.
+    let copy = folder.path().join("plumb");
+    std::fs::copy(env!("CARGO_BIN_EXE_plumb"), &copy).expect("copy");
+    let lost = std::process::Command::new(&copy)
+        .arg("validate")
+        .current_dir(folder.path())
+        .env_remove("PLUMB_DATA")
+        .output()
+        .expect("plumb starts");
+    let (code, _, stderr) = ended(&lost);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("hint: ") && stderr.contains("PLUMB_DATA"), "{stderr}");
+}
