@@ -186,6 +186,64 @@ fn calibration_finds_the_engine_behind_a_run() {
 }
 
 #[test]
+fn a_suite_with_one_bad_case_judges_the_others_and_exits_with_5() {
+    let folder = tempfile::tempdir().expect("folder");
+    let files = files();
+    let real = folder.path().join("real");
+    stdout_of(simulate_args(&files, arg(&real), &["--seed", "1"]));
+    relabel_as_real(&real);
+    let [bundle, engine, ..] = &files;
+    let case = |name: &str, real: &str| {
+        format!(
+            "[[case]]\nname = \"{name}\"\nreal = [\"{real}\"]\nbundle = \"{bundle}\"\nmodel = \"qwen3-0.6b\"\n\
+             engine = \"{engine}\"\n\n"
+        )
+    };
+    let text = case("good/one", "real") + &case("bad/one", "nowhere") + &case("good/two", "real");
+    let suite = write(&folder.path().join("suite.toml"), text);
+    let out = folder.path().join("report");
+    let args = ["validate", "--suite", arg(&suite), "--out", arg(&out), "--json"];
+    let (code, stdout, stderr) = ended(&plumb(args).output().expect("plumb starts"));
+    assert_eq!(code, 5, "{stderr}");
+    let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error:")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert!(errors[0].contains("case `bad/one`: ") && errors[0].contains("nowhere"), "{stderr}");
+    let result: Value = serde_json::from_str(&stdout).expect("one JSON document");
+    let statuses: Vec<_> = result["cases"].as_array().expect("cases").iter().map(|c| &c["status"]).collect();
+    assert_eq!(statuses, ["ok", "failed", "ok"]);
+    assert!(result["cases"][1]["error"].as_str().expect("an error").contains("nowhere"));
+    assert!(out.join("report.html").is_file());
+
+    // Only what is asked for, and the same numbers whoever runs beside it.
+    let only = ["validate", "--suite", arg(&suite), "--out", arg(&out), "--json", "--case", "good/two"];
+    let alone: Value = serde_json::from_str(&stdout_of(only)).expect("one JSON document");
+    assert_eq!(alone["cases"].as_array().expect("cases").len(), 1);
+    assert_eq!(alone["cases"][0]["metrics"], result["cases"][2]["metrics"]);
+
+    // A folder that is no report is left alone.
+    let mine = write(&folder.path().join("mine/notes.txt"), "keep");
+    let place = mine.parent().expect("a folder");
+    let (code, _, stderr) = ended(
+        &plumb(["validate", "--suite", arg(&suite), "--out", arg(place)]).output().expect("plumb starts"),
+    );
+    assert_eq!(code, 2, "{stderr}");
+    assert_eq!(fs::read_to_string(&mine).expect("kept"), "keep");
+}
+
+#[test]
+fn a_spent_budget_is_told_and_exits_with_5() {
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("bundle");
+    let args = ["profile", "--model", "qwen3-0.6b", "--device", "fake", "--budget", "0s", "--out", arg(&out)];
+    let (code, stdout, stderr) = ended(&plumb(args).output().expect("plumb starts"));
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stdout.contains("not measured: ") && stdout.contains("the time budget is spent"), "{stdout}");
+    let (code, _, stderr) = ended(&plumb(["train", arg(&out)]).output().expect("plumb starts"));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("no samples"), "{stderr}");
+}
+
+#[test]
 fn a_step_that_the_scheduler_would_not_form_exits_with_3() {
     let folder = tempfile::tempdir().expect("folder");
     let out = folder.path().join("run");
