@@ -41,6 +41,58 @@ __device__ __forceinline__ float max_over_keys(float value) {
 }
 __device__ __forceinline__ u16 bf16_bits(float value) { return u16(bf16_pair(value, 0.0f) & 0xffffu); }
 
+// Joins the items of a sequence: a thread adds up four neighbouring elements over some of the items.
+__device__ __forceinline__ void join_items(const int4& seq, u32 num_heads, u16* out_row, const float* partial_out,
+                                           const float2* partial_stats, float* shared) {
+    const u32 columns = num_heads * HEAD_DIM / 4;
+    const u32 parts = max(32 * WARPS / columns, 1u);
+    float4* part_sums = reinterpret_cast<float4*>(shared);
+    float* part_totals = shared + 4 * 32 * WARPS;
+    for (u32 first = 0; first < columns; first += 32 * WARPS) {
+        const u32 column = first + (parts > 1 ? threadIdx.x % columns : threadIdx.x);
+        const u32 part = parts > 1 ? threadIdx.x / columns : 0;
+        const bool is_busy = column < columns && part < parts;
+        const u32 head = is_busy ? column * 4 / HEAD_DIM : 0;
+        const u64 stride = u64(gridDim.x) * GROUP;
+        const float2* stats = partial_stats + u64(seq.z) * stride + blockIdx.x * GROUP + head;
+        const float* source = partial_out + (u64(seq.z) * stride + blockIdx.x * GROUP) * HEAD_DIM + column * 4;
+        float most = -INFINITY, total = 0.0f;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (is_busy) {
+#pragma unroll 8
+            for (int item = 0; item < seq.w; ++item) most = fmaxf(most, __ldcg(&stats[item * stride]).x);
+#pragma unroll 8
+            for (int item = part; item < seq.w; item += parts) {
+                const float2 own = __ldcg(&stats[item * stride]);
+                const float4 values = __ldcg(reinterpret_cast<const float4*>(source + item * stride * HEAD_DIM));
+                const float factor = exp2_fast(own.x - most);
+                total += own.y * factor;
+                sum.x += values.x * factor;
+                sum.y += values.y * factor;
+                sum.z += values.z * factor;
+                sum.w += values.w * factor;
+            }
+        }
+        part_sums[threadIdx.x] = sum;
+        part_totals[threadIdx.x] = total;
+        __syncthreads();
+        if (is_busy && part == 0) {
+            for (u32 other = 1; other < parts; ++other) {
+                const float4 values = part_sums[other * columns + threadIdx.x];
+                total += part_totals[other * columns + threadIdx.x];
+                sum.x += values.x;
+                sum.y += values.y;
+                sum.z += values.z;
+                sum.w += values.w;
+            }
+            const float inverse = 1.0f / total;
+            *reinterpret_cast<uint2*>(out_row + column * 4) =
+                make_uint2(bf16_pair(sum.x * inverse, sum.y * inverse), bf16_pair(sum.z * inverse, sum.w * inverse));
+        }
+        __syncthreads();
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
     attention_decode(const u16* q, const u16* k_cache, const u16* v_cache, u16* out, const int* block_tables,
                      const int4* seqs, const int4* items, float* partial_out, float2* partial_stats, u32* arrived,
@@ -72,21 +124,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
     float highest[2] = {-INFINITY, -INFINITY};
     float sum[2] = {0.0f, 0.0f};
 
-    int block = item.y + int(warp);
-    int page = block < item.z ? table[block] : 0;
-    for (; block < item.z; block += WARPS) {
-        const i64 offset = i64(page) * 16 * token_stride;
-        const int next = block + WARPS < item.z ? table[block + WARPS] : 0;
-        Vec8 key[HEAD_DIM / 32][2], value[HEAD_DIM / 64][4];
+    Vec8 key[HEAD_DIM / 32][2], value[HEAD_DIM / 64][4];
+    const auto load_keys = [&](int page) {
+        const u16* source = keys + i64(page) * 16 * token_stride;
 #pragma unroll
         for (int k = 0; k < HEAD_DIM / 32; ++k) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                key[k][half] = load_once(
-                    reinterpret_cast<const Vec8*>(keys + offset + half * 8 * token_stride + k * 32));
+                key[k][half] = load_once(reinterpret_cast<const Vec8*>(source + half * 8 * token_stride + k * 32));
             }
         }
-        const int first_key = block * 16;
+    };
+    const auto load_values = [&](int page, int first_key) {
+        const u16* source = values + i64(page) * 16 * token_stride;
 #pragma unroll
         for (int d = 0; d < HEAD_DIM / 64; ++d) {
 #pragma unroll
@@ -94,13 +144,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
                 const int key_row = i % 2 + i / 2 * 8;
                 // Past the end lies whatever another sequence left, and even a NaN times zero is a NaN.
                 if (first_key + 2 * column + key_row < kv_len) {
-                    value[d][i] = load_once(
-                        reinterpret_cast<const Vec8*>(values + offset + key_row * token_stride + d * 64));
+                    value[d][i] =
+                        load_once(reinterpret_cast<const Vec8*>(source + key_row * token_stride + d * 64));
                 } else {
                     value[d][i] = Vec8{{0, 0, 0, 0}};
                 }
             }
         }
+    };
+
+    int block = item.y + int(warp);
+    int page = block < item.z ? table[block] : 0;
+    if (block < item.z) {
+        load_keys(page);
+        load_values(page, block * 16);
+    }
+    for (; block < item.z; block += WARPS) {
+        const bool has_next = block + WARPS < item.z;
+        const int first_key = block * 16;
+        page = has_next ? table[block + WARPS] : 0;
 
         // Two chains of products, as each waits for the one before.
         float score[2][4] = {};
@@ -113,6 +175,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
                              query[k].word[2 * step + 1]);
             }
         }
+        // The registers of the keys are free again: the next ones travel during the softmax.
+        if (has_next) load_keys(page);
         float weight[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -149,10 +213,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
                              __byte_perm(value[d][2].word[t], value[d][3].word[t], 0x7632), b0, b1);
             }
         }
-        page = next;
+        if (has_next) load_values(page, first_key + 16 * WARPS);
     }
 
-    __shared__ float shared_out[WARPS][GROUP][PADDED];
+    __shared__ __align__(16) float shared_out[WARPS][GROUP][PADDED];
     __shared__ float shared_max[WARPS][GROUP];
     __shared__ float shared_sum[WARPS][GROUP];
 #pragma unroll
@@ -211,20 +275,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    for (u32 i = threadIdx.x; i < num_heads * HEAD_DIM; i += 32 * WARPS) {
-        const u32 head = i / HEAD_DIM;
-        float most = -INFINITY, joined = 0.0f, total = 0.0f;
-#pragma unroll 4
-        for (int split = 0; split < seq.w; ++split) {
-            const u64 other = (u64(seq.z + split) * gridDim.x + blockIdx.x) * GROUP;
-            const float2 stats = __ldcg(&partial_stats[other + head]);
-            const float part = __ldcg(&partial_out[other * HEAD_DIM + i]);
-            const float higher = fmaxf(most, stats.x);
-            const float keep = exp2_fast(most - higher), factor = exp2_fast(stats.x - higher);
-            joined = joined * keep + part * factor;
-            total = total * keep + stats.y * factor;
-            most = higher;
-        }
-        out_row[i] = bf16_bits(joined / total);
-    }
+    join_items(seq, num_heads, out_row, partial_out, partial_stats, &shared_out[0][0][0]);
 }

@@ -93,7 +93,7 @@ fn attention_matches_the_reference_in_every_form() {
     }
     // Enough queries for large tiles, and enough decodes that none is split.
     let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
-    let chunks = vec!["150:9"; 9].join(";");
+    let chunks = ["150:9"; 9].join(";");
     check(&mut device, &attention(&chunks, "", heads));
     check(&mut device, &attention("", &vec!["50"; 100].join(";"), heads));
 }

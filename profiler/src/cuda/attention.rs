@@ -15,7 +15,37 @@ const DECODE_WARPS: u32 = 4;
 /// Blocks of the decode kernel that a multiprocessor holds.
 const DECODE_BLOCKS_PER_SM: u32 = 3;
 /// Most KV blocks of one split: small enough that uneven sequences still fill the chip.
-const MAX_SPLIT_BLOCKS: u32 = 64;
+const MAX_SPLIT_BLOCKS: u64 = 64;
+
+/// Kernels that compute prefill chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefillKernel {
+    /// `attention_prefill` with tiles of 64 rows.
+    Small,
+    /// `attention_prefill` with tiles of 128 rows.
+    Large,
+    /// `attention_prefill_sm90`, tiles of 128 rows.
+    Hopper,
+}
+
+impl PrefillKernel {
+    /// Query rows of a block.
+    pub fn tile_rows(self) -> u32 {
+        match self {
+            Self::Small => 64,
+            Self::Large | Self::Hopper => 128,
+        }
+    }
+}
+
+/// What of the GPU decides how attention is cut into blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Chip {
+    /// Multiprocessors.
+    pub num_sms: u32,
+    /// Compute capability, times ten.
+    pub compute_capability: u32,
+}
 
 /// The prefill kernel's work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +54,8 @@ pub struct PrefillPlan {
     pub seqs: Vec<[u32; 4]>,
     /// Chunk and first row of each tile, longest first.
     pub tiles: Vec<[u32; 2]>,
-    /// Tiles of 16 rows a warp; a block has four warps.
-    pub warp_tiles: u32,
+    /// Which kernel.
+    pub kernel: PrefillKernel,
 }
 
 /// The decode kernel's work.
@@ -55,8 +85,8 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
-    /// Plans a step for a GPU of `num_sms`; blocks are dealt at random, by `seed`.
-    pub fn new(batch: &StepBatch, heads: Heads, num_sms: u32, seed: u64) -> Self {
+    /// Plans a step; blocks are dealt at random, by `seed`.
+    pub fn new(batch: &StepBatch, heads: Heads, chip: Chip, seed: u64) -> Self {
         let chunks = batch.prefill_chunks.iter().filter(|chunk| chunk.num_tokens > 0);
         let chunks: Vec<_> = chunks.map(|chunk| (chunk.num_tokens, chunk.context_len)).collect();
         let decode_lengths: Vec<u32> =
@@ -74,9 +104,9 @@ impl AttentionPlan {
             num_blocks,
             table_stride,
             block_table,
-            prefill: (!chunks.is_empty()).then(|| prefill_plan(&chunks, heads, num_sms)),
+            prefill: (!chunks.is_empty()).then(|| prefill_plan(&chunks, heads, chip)),
             decode: (!decode_lengths.is_empty())
-                .then(|| decode_plan(&decode_lengths, num_prefill_tokens, heads, num_sms)),
+                .then(|| decode_plan(&decode_lengths, num_prefill_tokens, heads, chip.num_sms)),
         }
     }
 }
@@ -100,11 +130,15 @@ fn block_table(lengths: &[u32], seed: u64) -> (Vec<u32>, u32, u32) {
     (table, stride, num_blocks)
 }
 
-fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, num_sms: u32) -> PrefillPlan {
+fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, chip: Chip) -> PrefillPlan {
     let count_tiles = |rows: u32| chunks.iter().map(|(tokens, _)| tokens.div_ceil(rows)).sum::<u32>();
     // Large tiles read keys half as often, small ones fill the chip when there are few queries.
-    let warp_tiles = if count_tiles(128) * heads.num_q_heads >= num_sms { 2 } else { 1 };
-    let rows = 64 * warp_tiles;
+    let kernel = match chip.compute_capability {
+        90 => PrefillKernel::Hopper,
+        _ if count_tiles(128) * heads.num_q_heads >= chip.num_sms => PrefillKernel::Large,
+        _ => PrefillKernel::Small,
+    };
+    let rows = kernel.tile_rows();
     let mut first_token = 0;
     let mut seqs = Vec::with_capacity(chunks.len());
     let mut tiles = Vec::new();
@@ -115,15 +149,15 @@ fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, num_sms: u32) -> PrefillPla
     }
     let keys = |tile: &[u32; 2]| chunks[tile[0] as usize].1 + tile[1];
     tiles.sort_by_key(|tile| std::cmp::Reverse(keys(tile)));
-    PrefillPlan { seqs, tiles, warp_tiles }
+    PrefillPlan { seqs, tiles, kernel }
 }
 
 fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) -> DecodePlan {
     let columns = decode_columns(heads);
     let total: u64 = lengths.iter().map(|length| u64::from(length.div_ceil(BLOCK_SIZE))).sum();
     let capacity = u64::from(num_sms * DECODE_BLOCKS_PER_SM);
-    let fair = (total * u64::from(columns)).div_ceil(capacity.max(1));
-    let fair = (fair.min(u64::from(MAX_SPLIT_BLOCKS)) as u32).next_multiple_of(DECODE_WARPS);
+    let whole = (total * u64::from(columns)).div_ceil(capacity.max(1));
+    let fair = (whole.min(MAX_SPLIT_BLOCKS) as u32).next_multiple_of(DECODE_WARPS);
     let mut seqs = Vec::with_capacity(lengths.len());
     let mut items = Vec::new();
     for (seq, &length) in lengths.iter().enumerate() {
@@ -153,7 +187,8 @@ mod tests {
     const HEADS: Heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
 
     fn plan(chunks: &str, decodes: &str) -> AttentionPlan {
-        AttentionPlan::new(&StepBatch::parse(chunks, decodes).unwrap(), HEADS, 132, 7)
+        let chip = Chip { num_sms: 132, compute_capability: 80 };
+        AttentionPlan::new(&StepBatch::parse(chunks, decodes).unwrap(), HEADS, chip, 7)
     }
 
     #[test]
@@ -178,7 +213,7 @@ mod tests {
         let plan = plan("300:37;16:900", "");
         let prefill = plan.prefill.unwrap();
         assert_eq!(prefill.seqs, [[0, 300, 37, 0], [300, 16, 900, 0]]);
-        assert_eq!(prefill.warp_tiles, 1);
+        assert_eq!(prefill.kernel, PrefillKernel::Small);
         assert_eq!(prefill.tiles[0], [1, 0]);
         let rows: Vec<_> = prefill.tiles.iter().filter(|tile| tile[0] == 0).map(|tile| tile[1]).collect();
         assert_eq!(rows, [256, 192, 128, 64, 0]);

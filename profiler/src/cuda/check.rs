@@ -12,7 +12,7 @@ use rand_pcg::Pcg64Mcg;
 
 use super::{
     attention::{AttentionPlan, BLOCK_SIZE},
-    driver::{CudaError, CudaResult, DeviceMemory, download, upload},
+    driver::{CudaError, CudaResult, DeviceMemory, download},
     gemm::{GemmLaunch, GemmPlan},
     launch::{self, AttentionOperands, AttentionTables, Launch, RMS_EPSILON},
     operands::{Gpu, rotation_table},
@@ -46,7 +46,7 @@ impl Bench<'_> {
 
     fn place<T: Copy>(&mut self, values: &[T]) -> CudaResult<u64> {
         let memory = DeviceMemory::new(&self.gpu.context, size_of_val(values) as u64)?;
-        upload(memory.address(), values)?;
+        self.gpu.stream.upload(memory.address(), values)?;
         let address = memory.address();
         self.memory.push(memory);
         Ok(address)
@@ -215,7 +215,7 @@ impl Bench<'_> {
     /// The share of wrong indices; bf16 numbers repeat, so rows have ties too.
     fn sample(&mut self, num_seqs: u32, vocab_size: u32) -> CudaResult<CheckReport> {
         let logits = self.numbers(num_seqs as usize * vocab_size as usize, 20.0);
-        let num_parts = launch::sample_parts(num_seqs, vocab_size, self.gpu.num_sms);
+        let num_parts = launch::sample_parts(num_seqs, vocab_size, self.gpu.chip.num_sms);
         let ids = self.place(&vec![u32::MAX; num_seqs as usize])?;
         let partials = self.place(&vec![u64::MAX; (num_seqs * num_parts) as usize])?;
         let arrived = self.place(&vec![0u32; num_seqs as usize])?;
@@ -258,7 +258,7 @@ impl Bench<'_> {
     }
 
     fn attention(&mut self, batch: &StepBatch, heads: Heads) -> CudaResult<CheckReport> {
-        let plan = AttentionPlan::new(batch, heads, self.gpu.num_sms, self.random.random());
+        let plan = AttentionPlan::new(batch, heads, self.gpu.chip, self.random.random());
         let (q_width, kv_width) = (heads.q_width() as usize, heads.kv_width() as usize);
         let q_stride = q_width + 2 * kv_width;
         // Queries large enough that the softmax prefers some keys, in rows whose other parts must not be read.

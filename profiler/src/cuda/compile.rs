@@ -19,6 +19,8 @@ pub struct KernelSource {
     pub text: &'static str,
     /// The sets of macro definitions it is compiled with.
     pub variants: &'static [&'static [&'static str]],
+    /// The one compute capability, times ten, whose own instructions it uses; `None` when it runs from 8.0 on.
+    pub only_for: Option<u32>,
 }
 
 const COMMON: &str = include_str!("../../kernels/common.cuh");
@@ -28,17 +30,21 @@ const BY_HEAD_DIM: &[&[&str]] = &[&["HEAD_DIM=64"], &["HEAD_DIM=128"]];
 
 macro_rules! source {
     ($name:literal, $variants:expr) => {
+        source!($name, $variants, None)
+    };
+    ($name:literal, $variants:expr, $only_for:expr) => {
         KernelSource {
             name: $name,
             text: include_str!(concat!("../../kernels/", $name, ".cu")),
             variants: $variants,
+            only_for: $only_for,
         }
     };
 }
 
 impl KernelSource {
     /// Every kernel.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         source!("fill", PLAIN),
         source!("embedding", PLAIN),
         source!("rms_norm", PLAIN),
@@ -54,6 +60,7 @@ impl KernelSource {
                 &["HEAD_DIM=128", "WARP_TILES=2"],
             ]
         ),
+        source!("attention_prefill_sm90", BY_HEAD_DIM, Some(90)),
         source!("attention_decode", BY_HEAD_DIM),
         source!("silu_mul", PLAIN),
         source!("sample", PLAIN),
@@ -132,7 +139,9 @@ pub fn compile(
         None => (true, architecture),
     };
     let kind = if is_native { "sm" } else { "compute" };
-    let mut options = vec![format!("--gpu-architecture={kind}_{target}")];
+    // Instructions of one architecture alone have a target of their own.
+    let suffix = if source.only_for.is_some() { "a" } else { "" };
+    let mut options = vec![format!("--gpu-architecture={kind}_{target}{suffix}")];
     options.extend(OPTIONS.iter().map(|&option| option.to_owned()));
     options.extend(definitions.iter().map(|definition| format!("--define-macro={definition}")));
     let file = format!("{}.cu", source.name);

@@ -5,6 +5,7 @@ use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeSta
 use plumbline_schema::{Bytes, GpuSpec};
 
 use super::{
+    attention::Chip,
     check,
     compile::{kernel_hash, nvrtc_version},
     driver::{CudaError, CudaResult},
@@ -60,11 +61,11 @@ impl CudaDevice {
             Some(spec) => spec,
             None => spec_from_driver(&context, &identity).map_err(|error| no_device("its data", error))?,
         };
-        let gpu = Gpu::new(&context, identity.compute_capability, identity.num_sms, identity.l2_bytes)
-            .map_err(|error| match error {
-                CudaError::Compile(error) => error,
-                other => ProfileError::NoDevice { reason: other.to_string() },
-            })?;
+        let chip = Chip { num_sms: identity.num_sms, compute_capability: identity.compute_capability };
+        let gpu = Gpu::new(&context, chip, identity.l2_bytes).map_err(|error| match error {
+            CudaError::Compile(error) => error,
+            other => ProfileError::NoDevice { reason: other.to_string() },
+        })?;
         Ok(Self { gpu, identity, spec, monitor, num_checks: 0 })
     }
 

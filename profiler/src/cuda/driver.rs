@@ -67,6 +67,16 @@ impl Stream {
         unsafe { result::memset_d8_async(address, value, num_bytes, self.raw) }.named("cuMemsetD8Async")
     }
 
+    /// Copies a slice to the device and waits.
+    ///
+    /// On this stream, as a copy elsewhere may still be under way when its call returns, and a kernel here would not
+    /// wait for it.
+    pub fn upload<T: Copy>(&self, address: u64, values: &[T]) -> CudaResult<()> {
+        // SAFETY: callers pass memory that holds the slice; the slice outlives the wait.
+        unsafe { result::memcpy_htod_async(address, values, self.raw) }.named("cuMemcpyHtoDAsync")?;
+        self.synchronize()
+    }
+
     /// Copies within the device.
     pub fn copy_on_device(&self, to: u64, from: u64, num_bytes: usize) -> CudaResult<()> {
         // SAFETY: callers pass memory they own.
@@ -203,25 +213,27 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Copies a slice to the device and waits.
-pub fn upload<T: Copy>(address: u64, values: &[T]) -> CudaResult<()> {
-    // SAFETY: callers pass memory that holds the slice.
-    unsafe { result::memcpy_htod_sync(address, values) }.named("cuMemcpyHtoD")
-}
-
 /// Copies from the device into a slice and waits.
 pub fn download<T: Copy>(values: &mut [T], address: u64) -> CudaResult<()> {
     // SAFETY: callers pass memory that holds as many values, of a type without invalid bit patterns.
     unsafe { result::memcpy_dtoh_sync(values, address) }.named("cuMemcpyDtoH")
 }
 
-/// A kernel's arguments: each a slot of eight bytes, of which a 32-bit one uses the low half.
+/// A kernel's arguments: tensor maps, then slots of eight bytes, of which a 32-bit argument uses the low half.
 #[derive(Clone, Debug, Default)]
-pub struct Args(Vec<u64>);
+pub struct Args {
+    maps: Vec<sys::CUtensorMap>,
+    slots: Vec<u64>,
+}
 
 impl Args {
     pub fn u64(mut self, value: u64) -> Self {
-        self.0.push(value);
+        self.slots.push(value);
+        self
+    }
+
+    pub fn map(mut self, map: sys::CUtensorMap) -> Self {
+        self.maps.push(map);
         self
     }
 
@@ -232,6 +244,42 @@ impl Args {
     pub fn f32(self, value: f32) -> Self {
         self.u32(value.to_bits())
     }
+}
+
+/// Most arguments of a kernel.
+const MAX_ARGS: usize = 24;
+
+/// Describes a bf16 tensor, innermost dimension first, that the copy engine fetches boxes of, swizzled by 128 bytes.
+///
+/// `strides` are the bytes between neighbours in each dimension but the innermost.
+pub fn tensor_map<const RANK: usize>(
+    address: u64,
+    dimensions: [u64; RANK],
+    strides: &[u64],
+    box_size: [u32; RANK],
+) -> CudaResult<sys::CUtensorMap> {
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let steps = [1u32; RANK];
+    // SAFETY: the arrays have as many entries as the call reads: the rank, one fewer for the strides.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            RANK as u32,
+            address as *mut c_void,
+            dimensions.as_ptr(),
+            strides.as_ptr(),
+            box_size.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    }
+    .result()
+    .named("cuTensorMapEncodeTiled")?;
+    Ok(map)
 }
 
 /// A kernel ready to launch.
@@ -246,9 +294,13 @@ pub struct KernelLaunch {
 
 impl KernelLaunch {
     pub fn enqueue(&self, stream: &Stream) -> CudaResult<()> {
-        let mut slots: [*mut c_void; 24] = [null_mut(); 24];
-        for (slot, value) in slots.iter_mut().zip(&self.args.0) {
-            *slot = std::ptr::from_ref(value).cast_mut().cast();
+        let mut pointers: [*mut c_void; MAX_ARGS] = [null_mut(); MAX_ARGS];
+        let maps = self.args.maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>());
+        let slots = self.args.slots.iter().map(|slot| std::ptr::from_ref(slot).cast::<c_void>());
+        let num_args = self.args.maps.len() + self.args.slots.len();
+        debug_assert!(num_args <= MAX_ARGS, "{num_args} arguments");
+        for (pointer, value) in pointers.iter_mut().zip(maps.chain(slots)) {
+            *pointer = value.cast_mut();
         }
         // SAFETY: the arguments match the kernel's parameters, which each builder in `launch` sees to.
         unsafe {
@@ -258,7 +310,7 @@ impl KernelLaunch {
                 (self.num_threads, 1, 1),
                 self.shared_bytes,
                 stream.raw,
-                &mut slots[..self.args.0.len()],
+                &mut pointers[..num_args],
             )
         }
         .named("cuLaunchKernel")

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use plumbline_schema::Heads;
 
 use super::{
-    attention::{AttentionPlan, DECODE_GROUP, decode_columns},
-    driver::{Args, CudaError, CudaResult, KernelLaunch, Stream},
+    attention::{AttentionPlan, BLOCK_SIZE, DECODE_GROUP, PrefillKernel, PrefillPlan, decode_columns},
+    driver::{Args, CudaError, CudaResult, KernelLaunch, Stream, tensor_map},
     gemm::GemmLaunch,
     kernels::Kernels,
 };
@@ -230,25 +230,7 @@ pub fn attention(
     let tables = &operands.tables;
     let mut launches = Vec::with_capacity(2);
     if let Some(prefill) = &plan.prefill {
-        let warp_tiles = if prefill.warp_tiles == 2 { "WARP_TILES=2" } else { "WARP_TILES=1" };
-        // Queries, keys and values of a block.
-        let shared_bytes = (64 * prefill.warp_tiles + 64 + 64) * heads.head_dim * 2;
-        let num_tiles = grid_rows(prefill.tiles.len())?;
-        let args = Args::default()
-            .u64(operands.q)
-            .u64(operands.k_cache)
-            .u64(operands.v_cache)
-            .u64(operands.out)
-            .u64(tables.block_table)
-            .u64(tables.prefill_seqs)
-            .u64(tables.prefill_tiles)
-            .u32(plan.table_stride)
-            .u32(operands.q_stride)
-            .u32(heads.num_kv_heads)
-            .f32(scale_log2);
-        let function = kernels.get("attention_prefill", &[definition, warp_tiles], shared_bytes)?;
-        let grid = (heads.num_q_heads, num_tiles);
-        launches.push(Launch::Kernel(KernelLaunch { function, grid, num_threads: 128, shared_bytes, args }));
+        launches.push(attention_prefill(kernels, plan, prefill, heads, operands, definition, scale_log2)?);
     }
     if let Some(decode) = &plan.decode {
         let first_row = plan.prefill.as_ref().map_or(0, |prefill| prefill.seqs.len() as u64);
@@ -272,6 +254,63 @@ pub fn attention(
         launches.push(kernel(kernels, "attention_decode", &[definition], grid, 128, args)?);
     }
     Ok(launches)
+}
+
+fn attention_prefill(
+    kernels: &mut Kernels,
+    plan: &AttentionPlan,
+    prefill: &PrefillPlan,
+    heads: Heads,
+    operands: &AttentionOperands,
+    head_dim: &str,
+    scale_log2: f32,
+) -> CudaResult<Launch> {
+    let tables = &operands.tables;
+    let grid = (heads.num_q_heads, grid_rows(prefill.tiles.len())?);
+    if prefill.kernel == PrefillKernel::Hopper {
+        // Queries and two stages of keys and values, 128 rows each, from a multiple of 1,024 bytes on.
+        let shared_bytes = 5 * 128 * heads.head_dim * 2 + 1024;
+        let function = kernels.get("attention_prefill_sm90", &[head_dim], shared_bytes)?;
+        let args = hopper_maps(plan, heads, operands)?
+            .u64(operands.out)
+            .u64(tables.block_table)
+            .u64(tables.prefill_seqs)
+            .u64(tables.prefill_tiles)
+            .u32(plan.table_stride)
+            .u32(heads.num_kv_heads)
+            .f32(scale_log2);
+        return Ok(Launch::Kernel(KernelLaunch { function, grid, num_threads: 384, shared_bytes, args }));
+    }
+    let warp_tiles = if prefill.kernel == PrefillKernel::Large { "WARP_TILES=2" } else { "WARP_TILES=1" };
+    // Queries, keys and values of a block.
+    let shared_bytes = (prefill.kernel.tile_rows() + 64 + 64) * heads.head_dim * 2;
+    let args = Args::default()
+        .u64(operands.q)
+        .u64(operands.k_cache)
+        .u64(operands.v_cache)
+        .u64(operands.out)
+        .u64(tables.block_table)
+        .u64(tables.prefill_seqs)
+        .u64(tables.prefill_tiles)
+        .u32(plan.table_stride)
+        .u32(operands.q_stride)
+        .u32(heads.num_kv_heads)
+        .f32(scale_log2);
+    let function = kernels.get("attention_prefill", &[head_dim, warp_tiles], shared_bytes)?;
+    Ok(Launch::Kernel(KernelLaunch { function, grid, num_threads: 128, shared_bytes, args }))
+}
+
+/// The tensors of an attention launch as the copy engine sees them.
+fn hopper_maps(plan: &AttentionPlan, heads: Heads, operands: &AttentionOperands) -> CudaResult<Args> {
+    let (q_stride, kv_width) = (u64::from(operands.q_stride), heads.kv_width());
+    let (head_dim, num_tokens) = (u64::from(heads.head_dim), u64::from(plan.num_tokens));
+    let q = tensor_map(operands.q, [q_stride, num_tokens], &[2 * q_stride], [64, 128])?;
+    let num_slots = u64::from(plan.num_blocks) * u64::from(BLOCK_SIZE);
+    let cache = |address| {
+        let dimensions = [head_dim, u64::from(heads.num_kv_heads), num_slots];
+        tensor_map(address, dimensions, &[2 * head_dim, 2 * kv_width], [64, 1, BLOCK_SIZE])
+    };
+    Ok(Args::default().map(q).map(cache(operands.k_cache)?).map(cache(operands.v_cache)?))
 }
 
 fn grid_rows(count: usize) -> CudaResult<u32> {

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use cudarc::driver::CudaContext;
 
-use super::driver::{CudaError, CudaResult, DeviceMemory, Stream, upload};
+use super::driver::{CudaError, CudaResult, DeviceMemory, Stream};
 
 /// Most that the pool takes.
 const MAX_POOL_BYTES: u64 = 40 << 30;
@@ -90,9 +90,9 @@ impl Pool {
     }
 
     /// Memory holding the values.
-    pub fn table<T: Copy>(&mut self, values: &[T]) -> CudaResult<u64> {
+    pub fn table<T: Copy>(&mut self, values: &[T], stream: &Stream) -> CudaResult<u64> {
         let address = self.uploads.take(size_of_val(values) as u64)?;
-        upload(address, values)?;
+        stream.upload(address, values)?;
         Ok(address)
     }
 

@@ -14,8 +14,8 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use super::{
-    attention::{AttentionPlan, BLOCK_SIZE},
-    driver::{CudaError, CudaResult, DeviceMemory, Stream, upload},
+    attention::{AttentionPlan, BLOCK_SIZE, Chip, PrefillKernel},
+    driver::{CudaError, CudaResult, DeviceMemory, Stream},
     gemm::{CublasLt, GemmLaunch, GemmPlan},
     kernels::Kernels,
     launch::{self, AttentionOperands, AttentionTables, Launch},
@@ -52,19 +52,14 @@ pub struct Gpu {
     pub kernels: Kernels,
     pub pool: Pool,
     pub library: Rc<CublasLt>,
-    pub num_sms: u32,
+    pub chip: Chip,
     pub l2_bytes: u64,
     gemms: HashMap<(u32, u32, u32), (Rc<GemmPlan>, usize)>,
     rotations: HashMap<u32, DeviceMemory>,
 }
 
 impl Gpu {
-    pub fn new(
-        context: &Arc<CudaContext>,
-        architecture: u32,
-        num_sms: u32,
-        l2_bytes: u64,
-    ) -> CudaResult<Self> {
+    pub fn new(context: &Arc<CudaContext>, chip: Chip, l2_bytes: u64) -> CudaResult<Self> {
         let stream = Stream::new(context)?;
         let library = CublasLt::new()?;
         let (free, _) = context
@@ -73,10 +68,10 @@ impl Gpu {
         let mut gpu = Self {
             context: context.clone(),
             stream,
-            kernels: Kernels::new(context, architecture),
+            kernels: Kernels::new(context, chip.compute_capability),
             pool: Pool::new(context, free as u64)?,
             library,
-            num_sms,
+            chip,
             l2_bytes,
             gemms: HashMap::new(),
             rotations: HashMap::new(),
@@ -167,8 +162,8 @@ impl Gpu {
         let mut random = Pcg64Mcg::seed_from_u64(SEED);
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, u64::from(num_tokens) * row_bytes) {
-            let ids: Vec<i32> = (0..num_tokens).map(|_| random.random_range(0..rows) as i32).collect();
-            let ids = self.pool.table(&ids)?;
+            let ids: Vec<u32> = (0..num_tokens).map(|_| random.random_range(0..rows) as u32).collect();
+            let ids = self.pool.table(&ids, &self.stream)?;
             sets.push(vec![launch::embedding(
                 &mut self.kernels,
                 [ids, table, out],
@@ -196,7 +191,7 @@ impl Gpu {
     fn qk_norm(&mut self, cache: CacheState, num_tokens: u32, heads: Heads) -> CudaResult<Prepared> {
         let bytes = qkv_bytes(num_tokens, heads);
         // With ones the operator may run again and again in place without its values dying out.
-        let weight = self.pool.table(&vec![bf16::ONE; heads.head_dim as usize])?;
+        let weight = self.pool.table(&vec![bf16::ONE; heads.head_dim as usize], &self.stream)?;
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, bytes) {
             let qkv = self.random_scratch(bytes)?;
@@ -209,8 +204,8 @@ impl Gpu {
         let bytes = qkv_bytes(num_tokens, heads);
         let cos_sin = self.rotation_table(heads.head_dim)?;
         let first = Pcg64Mcg::seed_from_u64(SEED).random_range(0..MAX_POSITIONS);
-        let positions: Vec<i32> = (0..num_tokens).map(|i| ((first + i) % MAX_POSITIONS) as i32).collect();
-        let positions = self.pool.table(&positions)?;
+        let positions: Vec<u32> = (0..num_tokens).map(|i| (first + i) % MAX_POSITIONS).collect();
+        let positions = self.pool.table(&positions, &self.stream)?;
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, bytes) {
             let qkv = self.random_scratch(bytes)?;
@@ -226,7 +221,7 @@ impl Gpu {
         }
         let table = rotation_table(MAX_POSITIONS, head_dim);
         let memory = DeviceMemory::new(&self.context, size_of_val(table.as_slice()) as u64)?;
-        upload(memory.address(), &table)?;
+        self.stream.upload(memory.address(), &table)?;
         let address = memory.address();
         self.rotations.insert(head_dim, memory);
         Ok(address)
@@ -245,7 +240,7 @@ impl Gpu {
         let slot = |token: u32| {
             blocks[(token / BLOCK_SIZE) as usize] * i64::from(BLOCK_SIZE) + i64::from(token % BLOCK_SIZE)
         };
-        let slots = self.pool.table(&(0..num_tokens).map(slot).collect::<Vec<_>>())?;
+        let slots = self.pool.table(&(0..num_tokens).map(slot).collect::<Vec<_>>(), &self.stream)?;
         let cache_bytes = 2 * u64::from(num_blocks * BLOCK_SIZE) * u64::from(kv_width);
         let mut sets = Vec::new();
         for _ in 0..self.num_rotating(cache, 2 * cache_bytes, self.pool.scratch_left()) {
@@ -263,7 +258,7 @@ impl Gpu {
     }
 
     fn attention(&mut self, cache: CacheState, batch: &StepBatch, heads: Heads) -> CudaResult<Prepared> {
-        let plan = AttentionPlan::new(batch, heads, self.num_sms, SEED);
+        let plan = AttentionPlan::new(batch, heads, self.chip, SEED);
         if plan.num_tokens == 0 {
             return Err(CudaError::Unsupported("attention needs at least one token, found none".to_owned()));
         }
@@ -279,7 +274,12 @@ impl Gpu {
             sets.push(launch::attention(&mut self.kernels, &plan, heads, &operands)?);
         }
         let prefill = plan.prefill.as_ref().map(|prefill| {
-            format!("attention_prefill tile={}x64 tiles={}", 64 * prefill.warp_tiles, prefill.tiles.len())
+            let name = match prefill.kernel {
+                PrefillKernel::Small => "attention_prefill rows=64",
+                PrefillKernel::Large => "attention_prefill rows=128",
+                PrefillKernel::Hopper => "attention_prefill_sm90",
+            };
+            format!("{name} tiles={}", prefill.tiles.len())
         });
         let decode =
             plan.decode.as_ref().map(|decode| format!("attention_decode splits={}", decode.items.len()));
@@ -289,15 +289,17 @@ impl Gpu {
 
     fn attention_tables(&mut self, plan: &AttentionPlan, heads: Heads) -> CudaResult<AttentionTables> {
         let (out_bytes, stats_bytes, num_counters) = launch::decode_workspace(plan, heads);
-        let mut tables =
-            AttentionTables { block_table: self.pool.table(&plan.block_table)?, ..Default::default() };
+        let mut tables = AttentionTables {
+            block_table: self.pool.table(&plan.block_table, &self.stream)?,
+            ..Default::default()
+        };
         if let Some(prefill) = &plan.prefill {
-            tables.prefill_seqs = self.pool.table(&prefill.seqs)?;
-            tables.prefill_tiles = self.pool.table(&prefill.tiles)?;
+            tables.prefill_seqs = self.pool.table(&prefill.seqs, &self.stream)?;
+            tables.prefill_tiles = self.pool.table(&prefill.tiles, &self.stream)?;
         }
         if let Some(decode) = &plan.decode {
-            tables.decode_seqs = self.pool.table(&decode.seqs)?;
-            tables.decode_items = self.pool.table(&decode.items)?;
+            tables.decode_seqs = self.pool.table(&decode.seqs, &self.stream)?;
+            tables.decode_items = self.pool.table(&decode.items, &self.stream)?;
             tables.partial_out = self.pool.scratch(out_bytes)?;
             tables.partial_stats = self.pool.scratch(stats_bytes)?;
             tables.arrived = self.pool.counters(num_counters, &self.stream)?;
@@ -322,7 +324,7 @@ impl Gpu {
 
     fn sample(&mut self, cache: CacheState, num_seqs: u32, vocab_size: u32) -> CudaResult<Prepared> {
         let bytes = 2 * u64::from(num_seqs) * u64::from(vocab_size);
-        let num_parts = launch::sample_parts(num_seqs, vocab_size, self.num_sms);
+        let num_parts = launch::sample_parts(num_seqs, vocab_size, self.chip.num_sms);
         let ids = self.pool.scratch(4 * u64::from(num_seqs))?;
         let partials = self.pool.scratch(8 * u64::from(num_seqs * num_parts))?;
         let arrived = self.pool.counters(u64::from(num_seqs), &self.stream)?;
