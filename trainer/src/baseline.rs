@@ -10,6 +10,11 @@ use crate::dataset::Row;
 
 /// The overhead is at least this share of the shortest time: a launch is never free.
 const MIN_OVERHEAD_SHARE: f64 = 0.05;
+/// Relative errors beyond this count by their size rather than its square, so that a few odd shapes do not
+/// bend the law of the others (Huber 1964).
+const LARGE_ERROR: f64 = 0.05;
+/// Rounds of weighing rows by their last error.
+const REWEIGHTINGS: usize = 8;
 /// Sweeps over all unknowns; the small quadratic has settled long before.
 const SWEEPS: usize = 2000;
 
@@ -34,10 +39,26 @@ pub(crate) fn fit(rows: &[&Row], gpu: &GpuSpec) -> Baseline {
             std::iter::once(shortest / row.time_ns).chain(relative).collect()
         })
         .collect();
+    let mut weights = vec![1.0; rows.len()];
+    let mut x = solve(&columns, &weights);
+    for _ in 0..REWEIGHTINGS {
+        for (weight, row) in weights.iter_mut().zip(&columns) {
+            let error = (row.iter().zip(&x).map(|(part, x)| part * x).sum::<f64>() - 1.0).abs();
+            *weight = if error > LARGE_ERROR { LARGE_ERROR / error } else { 1.0 };
+        }
+        x = solve(&columns, &weights);
+    }
+    Baseline { overhead_ns: x[0] * shortest, coefficients: x[1..].to_vec() }
+}
+
+/// Coefficients that bring the weighted rows closest to 1.
+fn solve(columns: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
     let unknowns = columns[0].len();
-    let product = |i: usize, j: usize| columns.iter().map(|row| row[i] * row[j]).sum::<f64>();
+    let weighted = || columns.iter().zip(weights);
+    let product = |i: usize, j: usize| weighted().map(|(row, weight)| weight * row[i] * row[j]).sum::<f64>();
     let gram: Vec<Vec<f64>> = (0..unknowns).map(|i| (0..unknowns).map(|j| product(i, j)).collect()).collect();
-    let target: Vec<f64> = (0..unknowns).map(|i| columns.iter().map(|row| row[i]).sum()).collect();
+    let target: Vec<f64> =
+        (0..unknowns).map(|i| weighted().map(|(row, weight)| weight * row[i]).sum()).collect();
     let mut x = vec![0.0; unknowns];
     for _ in 0..SWEEPS {
         for i in 0..unknowns {
@@ -49,5 +70,5 @@ pub(crate) fn fit(rows: &[&Row], gpu: &GpuSpec) -> Baseline {
             x[i] = ((target[i] - others) / gram[i][i]).clamp(low, high);
         }
     }
-    Baseline { overhead_ns: x[0] * shortest, coefficients: x[1..].to_vec() }
+    x
 }

@@ -1,0 +1,174 @@
+//! What a predictor sees of a launch: roofline parts that make its baseline, and features of its ratio to that.
+//!
+//! Both are computed on the stack, as they are asked for once per operator and simulated step. Their names
+//! are written into every predictor file, and a file that names others is refused: a forest fitted on one
+//! meaning of a column must never be read with another. Each family of operators (`rows`, `gemm`, `attention`)
+//! states its names beside the code that computes them.
+
+mod attention;
+mod gemm;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::roofline_ns};
+
+/// Most features or parts that any operator has.
+pub const MAX_COLUMNS: usize = 24;
+
+/// Most numbers in any operator's shape.
+pub const MAX_SHAPE_COLUMNS: usize = 10;
+
+/// Nominal cost of what no data sheet tells, ns; its coefficient says what it is.
+pub const NOMINAL_NS: f64 = 1000.0;
+
+/// Bytes of one bf16 element.
+const BF16_BYTES: f64 = 2.0;
+
+/// Up to [`MAX_COLUMNS`] numbers without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<T, const N: usize = MAX_COLUMNS> {
+    values: [T; N],
+    len: usize,
+}
+
+impl<T: Copy + Default, const N: usize> Row<T, N> {
+    fn from_slice(slice: &[T]) -> Self {
+        let mut values = [T::default(); N];
+        values[..slice.len()].copy_from_slice(slice);
+        Self { values, len: slice.len() }
+    }
+
+    /// The numbers, in the order of their names.
+    #[must_use]
+    pub fn as_slice(&self) -> &[T] {
+        &self.values[..self.len]
+    }
+}
+
+/// Names of an operator's features, in the order of [`features`].
+#[must_use]
+pub const fn feature_names(operator: Operator) -> &'static [&'static str] {
+    if operator.is_gemm() {
+        return &gemm::FEATURES;
+    }
+    match operator {
+        Operator::Attention => &attention::FEATURES,
+        _ => &rows::FEATURES,
+    }
+}
+
+/// Names of the roofline parts of an operator's baseline, in the order of [`parts_ns`].
+#[must_use]
+pub const fn part_names(operator: Operator) -> &'static [&'static str] {
+    if operator.is_gemm() {
+        return &gemm::PARTS;
+    }
+    match operator {
+        Operator::Attention => &attention::PARTS,
+        _ => &rows::PARTS,
+    }
+}
+
+/// Roofline times in ns whose weighted sum, with the overhead, is the baseline.
+///
+/// The first is always [`roofline_ns`]; the others are named and explained in the family's file.
+#[must_use]
+pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
+    match *shape {
+        OperatorShape::Gemm { m, n, k } => gemm::parts_ns(m, n, k, shape, gpu),
+        OperatorShape::Attention { heads, load } => attention::parts_ns(heads, load, shape, gpu),
+        _ => rows::parts_ns(shape, gpu),
+    }
+}
+
+/// Features of the ratio of a launch's time to its baseline; see [`feature_names`].
+///
+/// All are logarithms or fractions, so that their spacing resembles that of their effect, and none holds a
+/// time by itself: times enter as ratios to each other or to the fixed overhead.
+#[must_use]
+pub fn features(shape: &OperatorShape, gpu: &GpuSpec, overhead_ns: f64) -> Row<f32> {
+    let over_overhead = ln(roofline_ns(shape, gpu) / overhead_ns);
+    match *shape {
+        OperatorShape::Gemm { m, n, k } => gemm::features(m, n, k, shape, gpu, over_overhead),
+        OperatorShape::Attention { heads, load } => {
+            attention::features(heads, load, shape, gpu, over_overhead)
+        }
+        _ => rows::features(shape, gpu, over_overhead),
+    }
+}
+
+/// The shape's numbers as [`Operator::shape_columns`] orders them; `None` when the shape is another operator's.
+#[must_use]
+pub fn shape_values(operator: Operator, shape: &OperatorShape) -> Option<Row<u64, MAX_SHAPE_COLUMNS>> {
+    let wide = |numbers: &[u32]| {
+        let mut values = [0; MAX_SHAPE_COLUMNS];
+        for (value, &number) in values.iter_mut().zip(numbers) {
+            *value = u64::from(number);
+        }
+        Row { values, len: numbers.len() }
+    };
+    Some(match (operator, *shape) {
+        (Operator::Embedding, OperatorShape::Embedding { num_tokens, hidden_size })
+        | (Operator::RmsNorm, OperatorShape::RmsNorm { num_tokens, hidden_size }) => {
+            wide(&[num_tokens, hidden_size])
+        }
+        (Operator::QkNorm, OperatorShape::QkNorm { num_tokens, heads })
+        | (Operator::Rope, OperatorShape::Rope { num_tokens, heads }) => {
+            wide(&[num_tokens, heads.num_q_heads, heads.num_kv_heads, heads.head_dim])
+        }
+        (Operator::KvCacheWrite, OperatorShape::KvCacheWrite { num_tokens, num_kv_heads, head_dim }) => {
+            wide(&[num_tokens, num_kv_heads, head_dim])
+        }
+        (Operator::Attention, OperatorShape::Attention { heads, load }) => Row::from_slice(&[
+            heads.num_q_heads.into(),
+            heads.num_kv_heads.into(),
+            heads.head_dim.into(),
+            load.num_prefill_seqs.into(),
+            load.num_prefill_tokens.into(),
+            load.prefill_kv_tokens,
+            load.prefill_pairs,
+            load.num_decode_seqs.into(),
+            load.decode_kv_tokens,
+            load.max_decode_kv_tokens.into(),
+        ]),
+        (_, OperatorShape::Gemm { m, n, k }) if operator.is_gemm() => wide(&[m, n, k]),
+        (Operator::SiluMul, OperatorShape::SiluMul { num_tokens, intermediate_size }) => {
+            wide(&[num_tokens, intermediate_size])
+        }
+        (Operator::Sample, OperatorShape::Sample { num_seqs, vocab_size }) => wide(&[num_seqs, vocab_size]),
+        (_, OperatorShape::Collective { message_bytes, num_ranks }) if operator.is_collective() => {
+            Row::from_slice(&[message_bytes, num_ranks.into()])
+        }
+        _ => return None,
+    })
+}
+
+/// Index of the first shape column that the batch decides, and one past the last; the others are the model's.
+#[must_use]
+pub const fn batch_columns(operator: Operator) -> std::ops::Range<usize> {
+    match operator {
+        Operator::Attention => 3..10,
+        _ => 0..1,
+    }
+}
+
+/// Natural logarithm, kept finite so that an empty count cannot poison a sum.
+fn ln(x: f64) -> f32 {
+    x.max(1e-30).ln() as f32
+}
+
+/// `x / ceil(x)`: how full the last wave leaves the GPU; 1 for nothing.
+fn wave_fill(waves: f64) -> f32 {
+    if waves > 0.0 { (waves / waves.ceil()) as f32 } else { 1.0 }
+}
+
+fn memory_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
+    shape.bytes().0 as f64 / gpu.hbm_bandwidth_bytes_per_s * 1e9
+}
+
+/// Time at the tensor cores' peak at the highest clock, as in [`roofline_ns`].
+fn compute_ns(flops: f64, gpu: &GpuSpec) -> f64 {
+    let clock_headroom = f64::from(gpu.max_clock_mhz) / f64::from(gpu.boost_clock_mhz);
+    flops / (gpu.bf16_flops_per_s * clock_headroom) * 1e9
+}

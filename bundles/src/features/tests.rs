@@ -1,0 +1,109 @@
+use plumbline_schema::{Heads, StepBatch};
+
+use super::*;
+
+fn gpu() -> GpuSpec {
+    GpuSpec::by_name("h100-sxm5-80gb").unwrap()
+}
+
+fn named(operator: Operator, shape: &OperatorShape, name: &str) -> f32 {
+    let place = feature_names(operator).iter().position(|&other| other == name).unwrap();
+    features(shape, &gpu(), 2000.0).as_slice()[place]
+}
+
+#[test]
+fn every_operator_has_as_many_numbers_as_names_all_finite() {
+    for operator in Operator::ALL {
+        let values: Vec<u64> = (1..=operator.shape_columns().len() as u64).collect();
+        let shape = OperatorShape::from_values(operator, &values).unwrap();
+        assert_eq!(shape_values(operator, &shape).unwrap().as_slice(), shape.values(), "{operator}");
+        let row = features(&shape, &gpu(), 2000.0);
+        assert_eq!(row.as_slice().len(), feature_names(operator).len(), "{operator}");
+        assert!(row.as_slice().iter().all(|x| x.is_finite()), "{operator}: {row:?}");
+        let parts = parts_ns(&shape, &gpu());
+        assert_eq!(parts.as_slice().len(), part_names(operator).len(), "{operator}");
+        assert!(parts.as_slice().iter().all(|ns| ns.is_finite() && *ns >= 0.0), "{operator}: {parts:?}");
+        assert_eq!(part_names(operator)[0], "roofline");
+        assert!((parts.as_slice()[0] - roofline_ns(&shape, &gpu())).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn another_operators_shape_has_no_values() {
+    let gemm = OperatorShape::Gemm { m: 1, n: 2, k: 3 };
+    assert!(shape_values(Operator::LmHead, &gemm).is_some());
+    assert!(shape_values(Operator::Rope, &gemm).is_none());
+    let norm = OperatorShape::RmsNorm { num_tokens: 1, hidden_size: 2 };
+    assert!(shape_values(Operator::Embedding, &norm).is_none());
+}
+
+#[test]
+fn tiles_and_waves_match_hand_worked_figures() {
+    // 129 rows are 2 tiles of 128 and 3 of 64; 4096 columns are 32 tiles of 128: 64 tiles on 132 SMs.
+    let gemm = OperatorShape::Gemm { m: 129, n: 4096, k: 1024 };
+    let feature = |name| named(Operator::QkvProj, &gemm, name);
+    assert!((feature("m_fill_64") - 129.0 / 192.0).abs() < 1e-6);
+    assert!((feature("m_fill_128") - 129.0 / 256.0).abs() < 1e-6);
+    assert!((feature("wave_fill_128x128") - 64.0 / 132.0).abs() < 1e-6);
+    // 3 x 64 tiles of 64 x 64 are 192: two waves of 132.
+    assert!((feature("wave_fill_64x64") - 192.0 / 264.0).abs() < 1e-6);
+    // One wave of 132 tiles, each 2 * 128 * 128 * 1024 FLOP: 4.43e9 FLOP at 1070.5 TFLOP/s.
+    let place = part_names(Operator::QkvProj).iter().position(|&name| name == "waves_128x128").unwrap();
+    assert!((parts_ns(&gemm, &gpu()).as_slice()[place] - 4137.6).abs() < 1.0);
+}
+
+#[test]
+fn attention_tells_skew_and_mixtures() {
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    let feature = |chunks: &str, decodes: &str, name: &str| {
+        let load = StepBatch::parse(chunks, decodes).unwrap().shape().attention;
+        named(Operator::Attention, &OperatorShape::Attention { heads, load }, name)
+    };
+    assert!(feature("", "99;99;99", "ln_decode_skew").abs() < 1e-6);
+    // Longest 400 of mean 200.
+    assert!((feature("", "99;99;399", "ln_decode_skew") - 2.0f32.ln()).abs() < 1e-5);
+    assert!(feature("", "99", "prefill_share").abs() < 1e-6);
+    assert!((feature("64:0", "", "prefill_share") - 1.0).abs() < 1e-6);
+    let mixed = feature("64:0", "2000;2000", "prefill_share");
+    assert!(mixed > 0.0 && mixed < 1.0);
+    // A 16-token chunk computes a whole tile of 64 queries.
+    let parts = |chunks: &str| {
+        let load = StepBatch::parse(chunks, "").unwrap().shape().attention;
+        parts_ns(&OperatorShape::Attention { heads, load }, &gpu()).as_slice()[1]
+    };
+    let pairs = |tokens: f64, context: f64| tokens * context + tokens * (tokens + 1.0) / 2.0;
+    assert!(
+        (parts("16:1000") / parts("64:1000") - 4.0 * pairs(16.0, 1000.0) / pairs(64.0, 1000.0)).abs() < 1e-9
+    );
+}
+
+#[test]
+fn decodes_are_split_as_the_gpu_has_room() {
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    let part = |decodes: &str, name: &str| {
+        let load = StepBatch::parse("", decodes).unwrap().shape().attention;
+        let place = part_names(Operator::Attention).iter().position(|&other| other == name).unwrap();
+        parts_ns(&OperatorShape::Attention { heads, load }, &gpu()).as_slice()[place]
+    };
+    // 1024 keys for 8 KV heads over 132 SMs with three blocks each are 21 keys a block: one step of 64, 16 parts.
+    assert!((part("1023", "joins") - 16.0 * NOMINAL_NS).abs() < 1e-9);
+    assert!((part("1023", "decode_steps") - NOMINAL_NS).abs() < 1e-9);
+    // 64 such decodes fill the GPU unsplit, in 16 steps.
+    let many = vec!["1023"; 64].join(";");
+    assert!(part(&many, "joins").abs() < 1e-9 && part(&many, "is_split").abs() < 1e-9);
+    assert!((part(&many, "decode_steps") - 16.0 * NOMINAL_NS).abs() < 1e-9);
+}
+
+#[test]
+fn split_rows_load_the_busiest_sm() {
+    let part = |num_seqs: u32| {
+        let shape = OperatorShape::Sample { num_seqs, vocab_size: 128_256 };
+        let place = part_names(Operator::Sample).iter().position(|&name| name == "busiest_sm").unwrap();
+        let row_ns = memory_ns(&shape, &gpu()) / f64::from(num_seqs) * 132.0;
+        parts_ns(&shape, &gpu()).as_slice()[place] / row_ns
+    };
+    // 24 rows of 11 blocks are 264, two an SM; 32 of 9 are 288, three on some; 320 of one, three on some.
+    assert!((part(24) - 2.0 / 11.0).abs() < 1e-9);
+    assert!((part(32) - 3.0 / 9.0).abs() < 1e-9);
+    assert!((part(320) - 3.0).abs() < 1e-9);
+}
