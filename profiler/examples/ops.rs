@@ -51,6 +51,7 @@ fn check_points() -> Result<Vec<Point>, Box<dyn std::error::Error>> {
         points.push(attention("67:133;129:0;1:64", "", heads)?);
         points.push(attention("", "0;15;16;700", heads)?);
         points.push(attention("33:20", "5;1200", heads)?);
+        points.push(attention("20:2000;70:1300", "", heads)?);
     }
     // Enough tiles and sequences for the large tiles and for unsplit decodes.
     points.push(attention("200:37;200:0;200:5;200:0;200:0;200:1;200:0", "", heads(16, 8, 128))?);

@@ -4,7 +4,7 @@
 // the qkv buffer; k_cache, v_cache: [num_blocks, 16, num_kv_heads, HEAD_DIM]; out: [num_tokens,
 // num_q_heads * HEAD_DIM]. block_tables: [num_seqs, table_stride] int32, table_stride a multiple of 4, unused
 // entries holding any valid block. seqs: (first token, num_tokens, context_len, -) of each chunk; tiles:
-// (chunk, first row) of each block of BLOCK_M rows. The query at row i of a chunk sees keys 0..=context_len + i.
+// (chunk, first row, -, -), and four more that only attention_prefill_sm90 reads, of each block of BLOCK_M rows. The query at row i of a chunk sees keys 0..=context_len + i.
 //
 // Grid (q head, tile). A block of four warps owns BLOCK_M query rows, WARP_TILES x 16 of them a warp, and walks
 // over the keys 64 at a time from the diagonal down; values load while the scores are computed, the next keys
@@ -126,7 +126,7 @@ __device__ __forceinline__ void softmax_step(Rows& rows, float (&score)[WARP_TIL
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 2)
     attention_prefill(const u16* q, const u16* k_cache, const u16* v_cache, u16* out, const int* block_tables,
-                      const int4* seqs, const int2* tiles, u32 table_stride, u32 q_stride, u32 num_kv_heads,
+                      const int4* seqs, const int4* tiles, u32 table_stride, u32 q_stride, u32 num_kv_heads,
                       float scale_log2) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 q_tile = shared_address(shared);
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 2)
     const u32 v_tile = k_tile + BLOCK_N * HEAD_DIM * 2;
 
     const u32 head = blockIdx.x, num_q_heads = gridDim.x;
-    const int2 tile = tiles[blockIdx.y];
+    const int4 tile = tiles[2 * blockIdx.y];
     const int4 seq = seqs[tile.x];
     const int first_row = tile.y, num_rows = seq.y, context_len = seq.z;
     const int kv_len = context_len + num_rows;

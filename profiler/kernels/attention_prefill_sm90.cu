@@ -9,6 +9,11 @@
 // one step are issued together with the values of the step before, and while the tensor cores are at it the softmax
 // goes on. The warpgroups take turns to issue, so that one's softmax runs under the other's products.
 //
+// tiles: (chunk, first row, first step, past the last step) and (first slot, num_items, slot, group) of each block, a step
+// being 128 keys. When there are few tiles, their keys are split among num_items blocks: each leaves its unnormalised
+// output and (maximum, sum) in its slot of partial_out, fp32 [num_slots, gridDim.x, BLOCK_M, HEAD_DIM], and partial_stats,
+// and the last one of a group and head to arrive joins them; arrived: [num_groups, gridDim.x] is zero before and after.
+//
 // A tile of 64 columns is a column of 128-byte rows, 8 of which make up the unit that the swizzle and wgmma work on.
 // Keys and queries are K-major operands; values are an MN-major one, so nothing is transposed.
 
@@ -204,7 +209,12 @@ __device__ __forceinline__ void issue_values(float (&out)[HEAD_DIM / 2], const u
 }
 
 struct Work {
-    int first_row, num_rows, first_token, context_len, kv_len, num_steps;
+    int first_row, num_rows, first_token, context_len, kv_len, end_step, num_steps;
+    // Of a split: the slots of all items, this item's, and the counter of those that have arrived.
+    int first_slot, num_items, slot;
+    float* partial_out;
+    float2* partial_stats;
+    u32* arrived;
 };
 
 // Copies the queries, then keys and values from the diagonal down.
@@ -221,7 +231,7 @@ __device__ __forceinline__ void copy_all(const Work& work, const TensorMap* q_ma
     }
     for (int step = 0; step < work.num_steps; ++step) {
         const u32 stage = step % STAGES, parity = step / STAGES % 2;
-        const u32 first_block = (work.num_steps - 1 - step) * (BLOCK_N / 16);
+        const u32 first_block = (work.end_step - 1 - step) * (BLOCK_N / 16);
         const u32 block = lane / HALVES, half = lane % HALVES;
         const u32 row = min(first_block + block, table_stride - 1);
         const int slot = lane < 8 * HALVES ? table[row] * 16 : 0;
@@ -236,6 +246,69 @@ __device__ __forceinline__ void copy_all(const Work& work, const TensorMap* q_ma
                            is_value ? v_map : k_map, full + 8 * index, half * 64, kv_head, slot);
             }
         }
+    }
+}
+
+// Writes a warp's rows, not yet divided by their sums, to the item's slot.
+__device__ __forceinline__ void leave_partial(const Work& work, const float (&output)[HEAD_DIM / 2],
+                                              const float (&highest)[2], const float (&sum)[2], u32 head,
+                                              u32 num_q_heads, float scale_log2) {
+    const u32 lane = threadIdx.x % 32;
+    const u64 slot = (u64(work.slot) * num_q_heads + head) * BLOCK_M;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float total = sum[half];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        const u32 row = threadIdx.x / 32 * 16 + half * 8 + lane / 4;
+        if (work.first_row + int(row) >= work.num_rows) continue;
+        if (lane % 4 == 0) work.partial_stats[slot + row] = make_float2(highest[half] * scale_log2, total);
+        float* destination = work.partial_out + (slot + row) * HEAD_DIM + lane % 4 * 2;
+#pragma unroll
+        for (int chunk = 0; chunk < HEAD_DIM / 8; ++chunk) {
+            *reinterpret_cast<float2*>(destination + chunk * 8) =
+                make_float2(output[4 * chunk + 2 * half], output[4 * chunk + 2 * half + 1]);
+        }
+    }
+}
+
+// The last of a tile's items adds up all of them: a thread takes eight elements of a row at a time.
+__device__ __forceinline__ void join_items(const Work& work, u16* out, u32 head, u32 num_q_heads) {
+    __shared__ bool is_last;
+    __threadfence();
+    sync_threads(1, 256);
+    if (threadIdx.x == 0) {
+        is_last = atomicAdd(work.arrived, 1u) == u32(work.num_items) - 1;
+        if (is_last) *work.arrived = 0;
+    }
+    sync_threads(1, 256);
+    if (!is_last) return;
+    __threadfence();
+    const u32 num_rows = min(work.num_rows - work.first_row, BLOCK_M);
+    for (u32 i = threadIdx.x; i < num_rows * (HEAD_DIM / 8); i += 256) {
+        const u32 row = i / (HEAD_DIM / 8), chunk = i % (HEAD_DIM / 8);
+        float most = -INFINITY, total = 0.0f, joined[8] = {};
+        for (int item = 0; item < work.num_items; ++item) {
+            const u64 slot = (u64(work.first_slot + item) * num_q_heads + head) * BLOCK_M + row;
+            most = fmaxf(most, __ldcg(&work.partial_stats[slot]).x);
+        }
+#pragma unroll 4
+        for (int item = 0; item < work.num_items; ++item) {
+            const u64 slot = (u64(work.first_slot + item) * num_q_heads + head) * BLOCK_M + row;
+            const float2 stats = __ldcg(&work.partial_stats[slot]);
+            const float4* source = reinterpret_cast<const float4*>(work.partial_out + slot * HEAD_DIM + chunk * 8);
+            const float4 low = __ldcg(source), high = __ldcg(source + 1);
+            const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            const float factor = exp2_fast(stats.x - most);
+            total += stats.y * factor;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) joined[j] += values[j] * factor;
+        }
+        const float inverse = 1.0f / total;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) joined[j] *= inverse;
+        const u64 token = u64(work.first_token) + work.first_row + row;
+        *reinterpret_cast<Vec8*>(out + (token * num_q_heads + head) * HEAD_DIM + chunk * 8) = pack(joined);
     }
 }
 
@@ -262,7 +335,7 @@ __device__ __forceinline__ void attend(const Work& work, u16* out, u32 q_tile, u
     products_wait<0>();
     hold(score);
     if (lane == 0) barrier_arrive(empty);
-    int first_key = (work.num_steps - 1) * BLOCK_N;
+    int first_key = (work.end_step - 1) * BLOCK_N;
     softmax_step(score, highest, sum, rescale, first_key, first_position, first_key + BLOCK_N - 1 > lowest_position,
                  scale_log2);
     pack_weights(score, weight);
@@ -315,6 +388,12 @@ __device__ __forceinline__ void attend(const Work& work, u16* out, u32 q_tile, u
     products_wait<0>();
     hold(output);
 
+    if (work.num_items > 1) {
+        leave_partial(work, output, highest, sum, head, num_q_heads, scale_log2);
+        join_items(work, out, head, num_q_heads);
+        return;
+    }
+
     // Accumulators become rows through the warpgroup's part of the query tile, which nothing reads any more.
     sync_threads(4 + group, 128);
     unsigned char* rows = q_bytes + group * 64 * 128;
@@ -349,8 +428,8 @@ __device__ __forceinline__ void attend(const Work& work, u16* out, u32 q_tile, u
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
     attention_prefill_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
                            const __grid_constant__ TensorMap v_map, u16* out, const int* block_tables,
-                           const int4* seqs, const int2* tiles, u32 table_stride, u32 num_kv_heads,
-                           float scale_log2) {
+                           const int4* seqs, const int4* tiles, float* partial_out, float2* partial_stats,
+                           u32* arrived, u32 table_stride, u32 num_kv_heads, float scale_log2) {
     extern __shared__ unsigned char shared_memory[];
     __shared__ __align__(8) u64 barriers[1 + 4 * STAGES];
     // The swizzle works on addresses, so tiles start at multiples of its 1,024 bytes.
@@ -373,7 +452,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
     __syncthreads();
 
     const u32 head = blockIdx.x, num_q_heads = gridDim.x;
-    const int2 tile = tiles[blockIdx.y];
+    const int4 tile = tiles[2 * blockIdx.y], split = tiles[2 * blockIdx.y + 1];
     const int4 seq = seqs[tile.x];
     Work work;
     work.first_row = tile.y;
@@ -381,7 +460,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
     work.num_rows = seq.y;
     work.context_len = seq.z;
     work.kv_len = seq.z + seq.y;
-    work.num_steps = (min(work.kv_len, work.context_len + work.first_row + BLOCK_M) + BLOCK_N - 1) / BLOCK_N;
+    work.end_step = tile.w;
+    work.num_steps = tile.w - tile.z;
+    work.first_slot = split.x;
+    work.num_items = split.y;
+    work.slot = split.z;
+    work.partial_out = partial_out;
+    work.partial_stats = partial_stats;
+    work.arrived = arrived + u64(split.w) * num_q_heads + head;
     const u32 warp = threadIdx.x / 32;
     if (warp >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");

@@ -4,13 +4,14 @@
 // partials: [num_seqs, gridDim.y] and arrived: [num_seqs], which is zero before and after a launch.
 // Grid (sequence, part of the row): a block finds the best of its part, and the block of a row that
 // arrives last picks among the parts. A candidate is one 64-bit key, so that "larger" means "better":
-// the logit mapped to an ordered integer above the inverted index. A NaN ranks above every number.
+// the logit mapped to an ordered integer above the inverted index. A NaN is passed over.
 
 __device__ __forceinline__ u64 better(u64 a, u64 b) { return a > b ? a : b; }
 
-__device__ __forceinline__ u64 candidate(u32 bits, u32 index) {
-    // Negative numbers order backwards: flip all bits of those, the sign of the others.
-    const u32 ordered = bits & 0x8000u ? ~bits & 0xffffu : bits | 0x8000u;
+__device__ __forceinline__ u64 candidate(float logit, u32 index) {
+    // Zeros of either sign are equal; negative numbers order backwards, so all their bits are flipped.
+    const u32 bits = __float_as_uint(logit + 0.0f);
+    const u32 ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return u64(ordered) << 32 | (0xffffffffu - index);
 }
 
@@ -33,16 +34,22 @@ extern "C" __global__ void __launch_bounds__(512)
     const u32 begin = part * part_vectors;
     const u32 end = min(begin + part_vectors, row_vectors);
     const Vec8* row = logits + u64(seq) * row_vectors;
-    u64 best = 0;
+    // Each thread goes upwards, so a strictly larger logit is all that replaces its best.
+    float most = -INFINITY;
+    u32 most_index = 8 * (begin + threadIdx.x);
 #pragma unroll 4
     for (u32 i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        const Vec8 vector = load_once(row + i);
+        float value[8];
+        unpack(load_once(row + i), value);
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
-            best = better(best, candidate(vector.word[j] & 0xffffu, 8 * i + 2 * j));
-            best = better(best, candidate(vector.word[j] >> 16, 8 * i + 2 * j + 1));
+        for (u32 j = 0; j < 8; ++j) {
+            if (value[j] > most) {
+                most = value[j];
+                most_index = 8 * i + j;
+            }
         }
     }
+    u64 best = begin + threadIdx.x < end ? candidate(most, most_index) : 0;
     best = best_of_block(best);
 
     __shared__ bool is_last;

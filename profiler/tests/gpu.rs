@@ -87,6 +87,8 @@ fn attention_matches_the_reference_in_every_form() {
             check(&mut device, &attention(&chunks, "", heads));
             check(&mut device, &attention("", &decodes, heads));
             check(&mut device, &attention(&chunks, &decodes, heads));
+            // Few queries over so many keys that the keys are split.
+            check(&mut device, &attention("3:1500;40:1100", "", heads));
             // Lengths at the edges of KV blocks and tiles.
             check(&mut device, &attention("64:0;128:128;65:63", "0;14;15;16;63;64", heads));
         }

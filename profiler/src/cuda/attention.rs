@@ -14,6 +14,12 @@ pub const DECODE_GROUP: u32 = 8;
 const DECODE_WARPS: u32 = 4;
 /// Blocks of the decode kernel that a multiprocessor holds.
 const DECODE_BLOCKS_PER_SM: u32 = 3;
+/// Keys that a prefill kernel for Hopper takes at a time.
+const STEP_KEYS: u32 = 128;
+/// Fewest steps of a split of a prefill tile: joining costs about as much as two.
+const MIN_SPLIT_STEPS: u32 = 4;
+/// Most splits of a prefill tile.
+const MAX_PREFILL_SPLITS: u64 = 16;
 /// Most KV blocks of one split: small enough that uneven sequences still fill the chip.
 const MAX_SPLIT_BLOCKS: u64 = 64;
 
@@ -52,8 +58,13 @@ pub struct Chip {
 pub struct PrefillPlan {
     /// First token, tokens, context and 0 of each chunk.
     pub seqs: Vec<[u32; 4]>,
-    /// Chunk and first row of each tile, longest first.
-    pub tiles: Vec<[u32; 2]>,
+    /// Chunk, first row, first step and past the last step of 128 keys, then first slot, number of items, slot and
+    /// group of each block, most keys first. Without splits every block is a tile, and slots and groups are 0.
+    pub tiles: Vec<[u32; 8]>,
+    /// Slots for the results of splits.
+    pub num_slots: u32,
+    /// Tiles that are split.
+    pub num_groups: u32,
     /// Which kernel.
     pub kernel: PrefillKernel,
 }
@@ -139,17 +150,49 @@ fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, chip: Chip) -> PrefillPlan 
         _ => PrefillKernel::Small,
     };
     let rows = kernel.tile_rows();
+    let steps = |seq: usize, row: u32| {
+        let (tokens, context) = chunks[seq];
+        (context + tokens.min(row + rows)).div_ceil(STEP_KEYS)
+    };
+    let all = || {
+        let rows_of = |(seq, &(tokens, _)): (usize, &(u32, u32))| {
+            (0..tokens.div_ceil(rows)).map(move |tile| (seq, tile * rows))
+        };
+        chunks.iter().enumerate().flat_map(rows_of)
+    };
+    // Steps that each block takes when all run at once.
+    let num_steps: u64 = all().map(|(seq, row)| u64::from(steps(seq, row))).sum();
+    let fair = (num_steps * u64::from(heads.num_q_heads)).div_ceil(u64::from(chip.num_sms.max(1)));
+    let can_split = kernel == PrefillKernel::Hopper;
+    let mut plan = PrefillPlan { seqs: Vec::new(), tiles: Vec::new(), num_slots: 0, num_groups: 0, kernel };
     let mut first_token = 0;
-    let mut seqs = Vec::with_capacity(chunks.len());
-    let mut tiles = Vec::new();
-    for (seq, &(tokens, context)) in chunks.iter().enumerate() {
-        seqs.push([first_token, tokens, context, 0]);
-        tiles.extend((0..tokens.div_ceil(rows)).map(|tile| [seq as u32, tile * rows]));
+    for &(tokens, context) in chunks {
+        plan.seqs.push([first_token, tokens, context, 0]);
         first_token += tokens;
     }
-    let keys = |tile: &[u32; 2]| chunks[tile[0] as usize].1 + tile[1];
-    tiles.sort_by_key(|tile| std::cmp::Reverse(keys(tile)));
-    PrefillPlan { seqs, tiles, kernel }
+    let is_full = all().count() as u64 * u64::from(heads.num_q_heads) >= u64::from(chip.num_sms);
+    for (seq, row) in all() {
+        let steps = steps(seq, row);
+        let most = u64::from(steps / MIN_SPLIT_STEPS).min(MAX_PREFILL_SPLITS) as u32;
+        let wanted = u64::from(steps).div_ceil(fair.max(1)).min(u64::from(most)) as u32;
+        let items = if can_split && !is_full { wanted.max(1) } else { 1 };
+        for item in 0..items {
+            let (begin, end) = (steps * item / items, steps * (item + 1) / items);
+            let split = if items > 1 {
+                [plan.num_slots, items, plan.num_slots + item, plan.num_groups]
+            } else {
+                [0, 1, 0, 0]
+            };
+            let [first_slot, num_items, slot, group] = split;
+            plan.tiles.push([seq as u32, row, begin, end, first_slot, num_items, slot, group]);
+        }
+        if items > 1 {
+            plan.num_slots += items;
+            plan.num_groups += 1;
+        }
+    }
+    plan.tiles.sort_by_key(|tile| std::cmp::Reverse(tile[3] - tile[2]));
+    plan
 }
 
 fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) -> DecodePlan {
@@ -214,10 +257,27 @@ mod tests {
         let prefill = plan.prefill.unwrap();
         assert_eq!(prefill.seqs, [[0, 300, 37, 0], [300, 16, 900, 0]]);
         assert_eq!(prefill.kernel, PrefillKernel::Small);
-        assert_eq!(prefill.tiles[0], [1, 0]);
+        assert_eq!(prefill.tiles[0], [1, 0, 0, 8, 0, 1, 0, 0]);
         let rows: Vec<_> = prefill.tiles.iter().filter(|tile| tile[0] == 0).map(|tile| tile[1]).collect();
-        assert_eq!(rows, [256, 192, 128, 64, 0]);
+        assert_eq!(rows, [192, 256, 64, 128, 0]);
         assert!(plan.decode.is_none());
+    }
+
+    #[test]
+    fn few_queries_over_many_keys_are_split_on_hopper() {
+        let chip = Chip { num_sms: 132, compute_capability: 90 };
+        let plan = |chunks| AttentionPlan::new(&StepBatch::parse(chunks, "").unwrap(), HEADS, chip, 7);
+        let few = plan("64:8192;100:0").prefill.unwrap();
+        // 66 steps of 16 heads on 132 multiprocessors are 8 each, so 65 make 9 splits. The short chunk stays whole.
+        let splits: Vec<_> = few.tiles.iter().filter(|tile| tile[0] == 0).collect();
+        assert_eq!((splits.len(), few.num_slots, few.num_groups), (9, 9, 1));
+        assert_eq!(splits.iter().map(|tile| tile[3] - tile[2]).sum::<u32>(), 65);
+        let mut edges: Vec<_> = splits.iter().map(|tile| (tile[2], tile[3], tile[6])).collect();
+        edges.sort_unstable();
+        assert!(edges.windows(2).all(|pair| pair[0].1 == pair[1].0 && pair[0].2 + 1 == pair[1].2));
+        assert_eq!(few.tiles.last().unwrap(), &[1, 0, 0, 1, 0, 1, 0, 0]);
+        let many = plan("2048:8192").prefill.unwrap();
+        assert_eq!((many.tiles.len(), many.num_slots), (16, 0));
     }
 
     #[test]

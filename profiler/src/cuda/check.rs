@@ -14,7 +14,7 @@ use super::{
     attention::{AttentionPlan, BLOCK_SIZE},
     driver::{CudaError, CudaResult, DeviceMemory, download},
     gemm::{GemmLaunch, GemmPlan},
-    launch::{self, AttentionOperands, AttentionTables, Launch, RMS_EPSILON},
+    launch::{self, AttentionOperands, AttentionTables, Joins, Launch, RMS_EPSILON, Workspace},
     operands::{Gpu, rotation_table},
 };
 use crate::{
@@ -72,7 +72,9 @@ fn read(address: u64, count: usize) -> CudaResult<Vec<f64>> {
 /// Whether counters are back at zero, as the next launch needs them.
 fn counters_are_zero(address: u64, count: usize) -> CudaResult<bool> {
     let mut values = vec![u32::MAX; count];
-    download(&mut values, address)?;
+    if count > 0 {
+        download(&mut values, address)?;
+    }
     Ok(values.iter().all(|&value| value == 0))
 }
 
@@ -300,30 +302,40 @@ impl Bench<'_> {
         let launches = launch::attention(&mut self.gpu.kernels, &plan, heads, &operands)?;
         self.run(&launches)?;
         self.run(&launches)?;
-        let (_, _, num_counters) = launch::decode_workspace(&plan, heads);
-        if num_counters > 0 && !counters_are_zero(tables.arrived, num_counters as usize)? {
-            return Ok(report(f64::INFINITY, ATTENTION));
+        let of_prefill = plan.prefill.as_ref().map(|prefill| Workspace::of_prefill(prefill, heads));
+        let of_decode = plan.decode.as_ref().map(|decode| Workspace::of_decode(decode, heads));
+        for (workspace, joins) in [(of_prefill, tables.prefill_joins), (of_decode, tables.decode_joins)] {
+            let num_counters = workspace.unwrap_or_default().num_counters as usize;
+            if !counters_are_zero(joins.arrived, num_counters)? {
+                return Ok(report(f64::INFINITY, ATTENTION));
+            }
         }
         let found = read(operands.out, expected.len())?;
         Ok(report(reference::relative_error(&found, &expected), ATTENTION))
     }
 
     fn attention_tables(&mut self, plan: &AttentionPlan, heads: Heads) -> CudaResult<AttentionTables> {
-        let (out_bytes, stats_bytes, num_counters) = launch::decode_workspace(plan, heads);
         let mut tables =
             AttentionTables { block_table: self.place(&plan.block_table)?, ..Default::default() };
         if let Some(prefill) = &plan.prefill {
             tables.prefill_seqs = self.place(&prefill.seqs)?;
             tables.prefill_tiles = self.place(&prefill.tiles)?;
+            tables.prefill_joins = self.joins(Workspace::of_prefill(prefill, heads))?;
         }
         if let Some(decode) = &plan.decode {
             tables.decode_seqs = self.place(&decode.seqs)?;
             tables.decode_items = self.place(&decode.items)?;
-            tables.partial_out = self.poisoned(out_bytes as usize / 2)?;
-            tables.partial_stats = self.poisoned(stats_bytes as usize / 2)?;
-            tables.arrived = self.place(&vec![0u32; num_counters as usize])?;
+            tables.decode_joins = self.joins(Workspace::of_decode(decode, heads))?;
         }
         Ok(tables)
+    }
+
+    fn joins(&mut self, workspace: Workspace) -> CudaResult<Joins> {
+        Ok(Joins {
+            partial_out: self.poisoned(workspace.out_bytes as usize / 2)?,
+            partial_stats: self.poisoned(workspace.stats_bytes as usize / 2)?,
+            arrived: self.place(&vec![0u32; workspace.num_counters as usize])?,
+        })
     }
 }
 

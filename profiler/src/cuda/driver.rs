@@ -72,6 +72,9 @@ impl Stream {
     /// On this stream, as a copy elsewhere may still be under way when its call returns, and a kernel here would not
     /// wait for it.
     pub fn upload<T: Copy>(&self, address: u64, values: &[T]) -> CudaResult<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
         // SAFETY: callers pass memory that holds the slice; the slice outlives the wait.
         unsafe { result::memcpy_htod_async(address, values, self.raw) }.named("cuMemcpyHtoDAsync")?;
         self.synchronize()

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use plumbline_schema::Heads;
 
 use super::{
-    attention::{AttentionPlan, BLOCK_SIZE, DECODE_GROUP, PrefillKernel, PrefillPlan, decode_columns},
+    attention::{
+        AttentionPlan, BLOCK_SIZE, DECODE_GROUP, DecodePlan, PrefillKernel, PrefillPlan, decode_columns,
+    },
     driver::{Args, CudaError, CudaResult, KernelLaunch, Stream, tensor_map},
     gemm::GemmLaunch,
     kernels::Kernels,
@@ -52,18 +54,48 @@ pub struct AttentionTables {
     pub prefill_tiles: u64,
     pub decode_seqs: u64,
     pub decode_items: u64,
+    pub prefill_joins: Joins,
+    pub decode_joins: Joins,
+}
+
+/// Where the results of splits wait to be joined.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Joins {
     pub partial_out: u64,
     pub partial_stats: u64,
     /// Zero before the launch, and after it.
     pub arrived: u64,
 }
 
-/// Bytes of the decode kernel's two workspaces, and the number of its counters.
-pub fn decode_workspace(plan: &AttentionPlan, heads: Heads) -> (u64, u64, u64) {
-    let Some(decode) = &plan.decode else { return (0, 0, 0) };
-    let columns = u64::from(decode_columns(heads));
-    let slots = decode.items.len() as u64 * columns * u64::from(DECODE_GROUP);
-    (slots * u64::from(heads.head_dim) * 4, slots * 8, decode.seqs.len() as u64 * columns)
+/// What the splits of an attention kernel need to join their results; zeros where there are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// Bytes of the partial outputs.
+    pub out_bytes: u64,
+    /// Bytes of their maxima and sums.
+    pub stats_bytes: u64,
+    /// Number of counters.
+    pub num_counters: u64,
+}
+
+impl Workspace {
+    fn new(num_rows: u64, num_counters: u64, heads: Heads) -> Self {
+        Self { out_bytes: num_rows * u64::from(heads.head_dim) * 4, stats_bytes: num_rows * 8, num_counters }
+    }
+
+    /// The prefill kernel's.
+    pub fn of_prefill(plan: &PrefillPlan, heads: Heads) -> Self {
+        let q_heads = u64::from(heads.num_q_heads);
+        let rows = u64::from(plan.num_slots) * q_heads * u64::from(plan.kernel.tile_rows());
+        Self::new(rows, u64::from(plan.num_groups) * q_heads, heads)
+    }
+
+    /// The decode kernel's.
+    pub fn of_decode(plan: &DecodePlan, heads: Heads) -> Self {
+        let columns = u64::from(decode_columns(heads));
+        let rows = plan.items.len() as u64 * columns * u64::from(DECODE_GROUP);
+        Self::new(rows, plan.seqs.len() as u64 * columns, heads)
+    }
 }
 
 fn kernel(
@@ -242,9 +274,9 @@ pub fn attention(
             .u64(tables.block_table + 4 * first_row * u64::from(plan.table_stride))
             .u64(tables.decode_seqs)
             .u64(tables.decode_items)
-            .u64(tables.partial_out)
-            .u64(tables.partial_stats)
-            .u64(tables.arrived)
+            .u64(tables.decode_joins.partial_out)
+            .u64(tables.decode_joins.partial_stats)
+            .u64(tables.decode_joins.arrived)
             .u32(plan.table_stride)
             .u32(operands.q_stride)
             .u32(heads.num_q_heads)
@@ -276,6 +308,9 @@ fn attention_prefill(
             .u64(tables.block_table)
             .u64(tables.prefill_seqs)
             .u64(tables.prefill_tiles)
+            .u64(tables.prefill_joins.partial_out)
+            .u64(tables.prefill_joins.partial_stats)
+            .u64(tables.prefill_joins.arrived)
             .u32(plan.table_stride)
             .u32(heads.num_kv_heads)
             .f32(scale_log2);

@@ -99,7 +99,9 @@ impl Pool {
     /// Memory holding zeros, which a launch leaves zero.
     pub fn counters(&mut self, num_counters: u64, stream: &Stream) -> CudaResult<u64> {
         let address = self.counters.take(4 * num_counters)?;
-        stream.fill_bytes(address, 0, 4 * num_counters as usize)?;
+        if num_counters > 0 {
+            stream.fill_bytes(address, 0, 4 * num_counters as usize)?;
+        }
         Ok(address)
     }
 

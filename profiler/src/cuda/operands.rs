@@ -18,7 +18,7 @@ use super::{
     driver::{CudaError, CudaResult, DeviceMemory, Stream},
     gemm::{CublasLt, GemmLaunch, GemmPlan},
     kernels::Kernels,
-    launch::{self, AttentionOperands, AttentionTables, Launch},
+    launch::{self, AttentionOperands, AttentionTables, Joins, Launch, Workspace},
     memory::Pool,
     timing,
 };
@@ -288,23 +288,27 @@ impl Gpu {
     }
 
     fn attention_tables(&mut self, plan: &AttentionPlan, heads: Heads) -> CudaResult<AttentionTables> {
-        let (out_bytes, stats_bytes, num_counters) = launch::decode_workspace(plan, heads);
-        let mut tables = AttentionTables {
-            block_table: self.pool.table(&plan.block_table, &self.stream)?,
-            ..Default::default()
-        };
+        let block_table = self.pool.table(&plan.block_table, &self.stream)?;
+        let mut tables = AttentionTables { block_table, ..Default::default() };
         if let Some(prefill) = &plan.prefill {
             tables.prefill_seqs = self.pool.table(&prefill.seqs, &self.stream)?;
             tables.prefill_tiles = self.pool.table(&prefill.tiles, &self.stream)?;
+            tables.prefill_joins = self.joins(Workspace::of_prefill(prefill, heads))?;
         }
         if let Some(decode) = &plan.decode {
             tables.decode_seqs = self.pool.table(&decode.seqs, &self.stream)?;
             tables.decode_items = self.pool.table(&decode.items, &self.stream)?;
-            tables.partial_out = self.pool.scratch(out_bytes)?;
-            tables.partial_stats = self.pool.scratch(stats_bytes)?;
-            tables.arrived = self.pool.counters(num_counters, &self.stream)?;
+            tables.decode_joins = self.joins(Workspace::of_decode(decode, heads))?;
         }
         Ok(tables)
+    }
+
+    fn joins(&mut self, workspace: Workspace) -> CudaResult<Joins> {
+        Ok(Joins {
+            partial_out: self.pool.scratch(workspace.out_bytes)?,
+            partial_stats: self.pool.scratch(workspace.stats_bytes)?,
+            arrived: self.pool.counters(workspace.num_counters, &self.stream)?,
+        })
     }
 
     fn silu_mul(
