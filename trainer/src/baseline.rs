@@ -72,3 +72,62 @@ fn solve(columns: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
     }
     x
 }
+
+#[cfg(test)]
+mod tests {
+    use plumbline_schema::OperatorShape;
+
+    use super::*;
+
+    /// Rows of `1500 ns + 2 x roofline`, times a factor by size.
+    fn rows(factor: impl Fn(u32) -> f64) -> Vec<Row> {
+        let gpu = GpuSpec::shipped().remove(1);
+        let row = |i: u32| {
+            let shape = OperatorShape::RmsNorm { num_tokens: 3 * i * i, hidden_size: 4096 };
+            let time_ns = (1500.0 + 2.0 * parts_ns(&shape, &gpu).as_slice()[0]) * factor(i);
+            Row { shape, values: shape.values(), time_ns, low_ns: time_ns, high_ns: time_ns }
+        };
+        (1..60).map(row).collect()
+    }
+
+    fn fitted(rows: &[Row]) -> impl Fn(&Row) -> f64 {
+        let gpu = GpuSpec::shipped().remove(1);
+        let baseline = fit(&rows.iter().collect::<Vec<_>>(), &gpu);
+        assert!(baseline.coefficients.iter().all(|&coefficient| coefficient >= 0.0));
+        move |row| {
+            let parts = parts_ns(&row.shape, &gpu);
+            let weighted = baseline.coefficients.iter().zip(parts.as_slice()).map(|(c, ns)| c * ns);
+            baseline.overhead_ns + weighted.sum::<f64>()
+        }
+    }
+
+    #[test]
+    fn an_exact_law_is_fitted() {
+        let rows = rows(|_| 1.0);
+        let baseline = fitted(&rows);
+        for row in &rows {
+            assert!((baseline(row) / row.time_ns - 1.0).abs() < 0.01, "{:?} {}", row, baseline(row));
+        }
+    }
+
+    #[test]
+    fn odd_shapes_do_not_bend_the_others() {
+        let bent = rows(|i| if i % 10 == 0 { 3.0 } else { 1.0 });
+        let baseline = fitted(&bent);
+        for row in rows(|_| 1.0) {
+            assert!((baseline(&row) / row.time_ns - 1.0).abs() < 0.05, "{row:?} {}", baseline(&row));
+        }
+    }
+
+    #[test]
+    fn the_overhead_is_never_nothing() {
+        let gpu = GpuSpec::shipped().remove(1);
+        let mut rows = rows(|_| 1.0);
+        for row in &mut rows {
+            row.time_ns = 10.0 * parts_ns(&row.shape, &gpu).as_slice()[0];
+        }
+        let shortest = rows.iter().map(|row| row.time_ns).fold(f64::INFINITY, f64::min);
+        let baseline = fit(&rows.iter().collect::<Vec<_>>(), &gpu);
+        assert!(baseline.overhead_ns >= MIN_OVERHEAD_SHARE * shortest);
+    }
+}

@@ -3,7 +3,7 @@ use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::roofline_ns};
 use super::*;
 use crate::{
     features::{feature_names, part_names},
-    forest::{Forest, Tree},
+    forest::{Forest, Node, Tree},
 };
 
 fn gpu() -> GpuSpec {
@@ -31,7 +31,7 @@ fn norm() -> OperatorPredictor {
         parts: part_names(operator).iter().map(part).collect(),
         forest: Forest {
             num_features: feature_names(operator).len(),
-            trees: vec![Tree { feature: vec![0], threshold: vec![0.0], left: vec![0] }],
+            trees: vec![Tree { nodes: vec![Node::default()] }],
         },
         domain: Domain::from_rows(operator, rows.map(row).into()),
         error: HeldOutError::default(),

@@ -4,7 +4,7 @@
 //! order; a split partitions that range stably in every order, so children stay sorted and a level of the tree
 //! costs `features x rows`.
 
-use plumbline_bundles::Tree;
+use plumbline_bundles::{Tree, forest::Node};
 use rand::Rng;
 use rand_pcg::Pcg64;
 
@@ -139,14 +139,13 @@ impl<'a> Grower<'a> {
             let total = self.sum(part.start, part.end);
             let split = if part.depth < self.params.max_depth { self.best_split(&part, total) } else { None };
             let Some(split) = split else {
-                self.tree.threshold[part.node] = (total.sum / total.count) as f32;
+                self.tree.nodes[part.node].threshold = (total.sum / total.count) as f32;
                 continue;
             };
             self.partition(&part, &split);
             let (left, right) = (self.add_node(), self.add_node());
-            self.tree.feature[part.node] = split.feature as u16;
-            self.tree.threshold[part.node] = split.threshold;
-            self.tree.left[part.node] = left as u32;
+            let feature = split.feature as u16;
+            self.tree.nodes[part.node] = Node { threshold: split.threshold, left: left as u32, feature };
             let depth = part.depth + 1;
             pending.push(Pending { node: right, start: split.at, end: part.end, depth });
             pending.push(Pending { node: left, start: part.start, end: split.at, depth });
@@ -154,10 +153,8 @@ impl<'a> Grower<'a> {
     }
 
     fn add_node(&mut self) -> usize {
-        self.tree.feature.push(0);
-        self.tree.threshold.push(0.0);
-        self.tree.left.push(0);
-        self.tree.left.len() - 1
+        self.tree.nodes.push(Node::default());
+        self.tree.nodes.len() - 1
     }
 
     fn sum(&self, start: usize, end: usize) -> Sum {

@@ -24,7 +24,7 @@ fn a_constant_target_is_answered_exactly() {
     let (x, y) = data(50, |_, _| 2.5);
     let model = fit(&RandomForestRegressorParams::new(), &x, &y);
     assert!(model.predict(&x).iter().all(|&answer| (answer - 2.5).abs() < 1e-15));
-    assert!(model.forest().trees.iter().all(|tree| tree.left.len() == 1), "nothing to split");
+    assert!(model.forest().trees.iter().all(|tree| tree.nodes.len() == 1), "nothing to split");
     assert_eq!(model.out_of_bag_error(), Some(0.0));
 }
 
@@ -39,8 +39,11 @@ fn a_step_is_recovered_between_the_points_beside_it() {
     let single = RandomForestRegressorParams::new().num_trees(1).bootstrap(false).max_features(2);
     let model = fit(&single, &x, &y);
     let tree = &model.forest().trees[0];
-    assert_eq!((tree.left.len(), tree.feature[0]), (3, 0));
-    assert!(tree.threshold[0] > 0.295 && tree.threshold[0] < 0.3, "halfway between 0.295 and 0.3");
+    assert_eq!((tree.nodes.len(), tree.nodes[0].feature), (3, 0));
+    assert!(
+        tree.nodes[0].threshold > 0.295 && tree.nodes[0].threshold < 0.3,
+        "halfway between 0.295 and 0.3"
+    );
 }
 
 #[test]
@@ -91,7 +94,7 @@ fn depth_and_leaf_size_are_kept() {
     let (x, y) = data(64, |a, _| a);
     let params = RandomForestRegressorParams::new().bootstrap(false).max_features(2).num_trees(1);
     let stump = fit(&params.clone().max_depth(1), &x, &y);
-    assert_eq!(stump.forest().trees[0].left.len(), 3);
+    assert_eq!(stump.forest().trees[0].nodes.len(), 3);
     let mean = fit(&params.clone().max_depth(0), &x, &y);
     let expected = y.mean().unwrap();
     assert!((mean.predict(&x)[0] - expected).abs() < 1e-6);
