@@ -265,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
     if (!is_split) return;
 
     __shared__ bool is_last;
-    __threadfence();
+    fence_device();
     __syncthreads();
     if (threadIdx.x == 0) {
         u32* counter = arrived + u64(item.x) * gridDim.x + blockIdx.x;
@@ -274,6 +274,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
     }
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
+    fence_device();
     join_items(seq, num_heads, out_row, partial_out, partial_stats, &shared_out[0][0][0]);
 }

@@ -275,7 +275,7 @@ __device__ __forceinline__ void leave_partial(const Work& work, const float (&ou
 // The last of a tile's items adds up all of them: a thread takes eight elements of a row at a time.
 __device__ __forceinline__ void join_items(const Work& work, u16* out, u32 head, u32 num_q_heads) {
     __shared__ bool is_last;
-    __threadfence();
+    fence_device();
     sync_threads(1, 256);
     if (threadIdx.x == 0) {
         is_last = atomicAdd(work.arrived, 1u) == u32(work.num_items) - 1;
@@ -283,7 +283,7 @@ __device__ __forceinline__ void join_items(const Work& work, u16* out, u32 head,
     }
     sync_threads(1, 256);
     if (!is_last) return;
-    __threadfence();
+    fence_device();
     const u32 num_rows = min(work.num_rows - work.first_row, BLOCK_M);
     for (u32 i = threadIdx.x; i < num_rows * (HEAD_DIM / 8); i += 256) {
         const u32 row = i / (HEAD_DIM / 8), chunk = i % (HEAD_DIM / 8);
@@ -363,6 +363,7 @@ __device__ __forceinline__ void attend(const Work& work, u16* out, u32 q_tile, u
         issue_scores(score, queries, kv_tiles + keys * TILE_BYTES);
         products_commit();
         barrier_wait(full + 8 * values, (step - 1) / STAGES % 2);
+        products_begin();
         issue_values(output, weight, kv_tiles + values * TILE_BYTES);
         products_commit();
         if (group == 0 || step + 1 < work.num_steps) signal_threads(other_turn, 256);

@@ -48,6 +48,9 @@ __device__ __forceinline__ Vec8 load_once(const Vec8* address) {
     return vector;
 }
 
+// Orders this thread's accesses to memory that other blocks see, which is all that handing over results takes.
+__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 template <int WIDTH>
 __device__ __forceinline__ float sum_over_lanes(float value) {
 #pragma unroll

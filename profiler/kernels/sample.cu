@@ -55,12 +55,12 @@ extern "C" __global__ void __launch_bounds__(512)
     __shared__ bool is_last;
     if (threadIdx.x == 0) {
         partials[u64(seq) * num_parts + part] = best;
-        __threadfence();
+        fence_device();
         is_last = atomicAdd(&arrived[seq], 1u) == num_parts - 1;
     }
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
+    fence_device();
     best = 0;
     for (u32 i = threadIdx.x; i < num_parts; i += blockDim.x) {
         best = better(best, __ldcg(&partials[u64(seq) * num_parts + i]));

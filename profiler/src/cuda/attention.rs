@@ -17,9 +17,9 @@ const DECODE_BLOCKS_PER_SM: u32 = 3;
 /// Keys that a prefill kernel for Hopper takes at a time.
 const STEP_KEYS: u32 = 128;
 /// Fewest steps of a split of a prefill tile: joining costs about as much as two.
-const MIN_SPLIT_STEPS: u32 = 4;
+const MIN_SPLIT_STEPS: u32 = 6;
 /// Most splits of a prefill tile.
-const MAX_PREFILL_SPLITS: u64 = 16;
+const MAX_PREFILL_SPLITS: u32 = 16;
 /// Most KV blocks of one split: small enough that uneven sequences still fill the chip.
 const MAX_SPLIT_BLOCKS: u64 = 64;
 
@@ -150,49 +150,55 @@ fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, chip: Chip) -> PrefillPlan 
         _ => PrefillKernel::Small,
     };
     let rows = kernel.tile_rows();
-    let steps = |seq: usize, row: u32| {
-        let (tokens, context) = chunks[seq];
-        (context + tokens.min(row + rows)).div_ceil(STEP_KEYS)
-    };
-    let all = || {
-        let rows_of = |(seq, &(tokens, _)): (usize, &(u32, u32))| {
-            (0..tokens.div_ceil(rows)).map(move |tile| (seq, tile * rows))
-        };
-        chunks.iter().enumerate().flat_map(rows_of)
-    };
-    // Steps that each block takes when all run at once.
-    let num_steps: u64 = all().map(|(seq, row)| u64::from(steps(seq, row))).sum();
-    let fair = (num_steps * u64::from(heads.num_q_heads)).div_ceil(u64::from(chip.num_sms.max(1)));
-    let can_split = kernel == PrefillKernel::Hopper;
     let mut plan = PrefillPlan { seqs: Vec::new(), tiles: Vec::new(), num_slots: 0, num_groups: 0, kernel };
     let mut first_token = 0;
-    for &(tokens, context) in chunks {
+    let mut tiles = Vec::new();
+    for (seq, &(tokens, context)) in chunks.iter().enumerate() {
         plan.seqs.push([first_token, tokens, context, 0]);
         first_token += tokens;
+        tiles.extend((0..tokens.div_ceil(rows)).map(|tile| {
+            let row = tile * rows;
+            Tile { seq: seq as u32, row, steps: (context + tokens.min(row + rows)).div_ceil(STEP_KEYS) }
+        }));
     }
-    let is_full = all().count() as u64 * u64::from(heads.num_q_heads) >= u64::from(chip.num_sms);
-    for (seq, row) in all() {
-        let steps = steps(seq, row);
-        let most = u64::from(steps / MIN_SPLIT_STEPS).min(MAX_PREFILL_SPLITS) as u32;
-        let wanted = u64::from(steps).div_ceil(fair.max(1)).min(u64::from(most)) as u32;
-        let items = if can_split && !is_full { wanted.max(1) } else { 1 };
-        for item in 0..items {
-            let (begin, end) = (steps * item / items, steps * (item + 1) / items);
-            let split = if items > 1 {
-                [plan.num_slots, items, plan.num_slots + item, plan.num_groups]
-            } else {
-                [0, 1, 0, 0]
-            };
-            let [first_slot, num_items, slot, group] = split;
-            plan.tiles.push([seq as u32, row, begin, end, first_slot, num_items, slot, group]);
-        }
-        if items > 1 {
-            plan.num_slots += items;
-            plan.num_groups += 1;
-        }
-    }
+    let share = if kernel == PrefillKernel::Hopper { split_share(&tiles, heads, chip) } else { u32::MAX };
+    tiles.iter().for_each(|tile| plan.push(tile, share));
     plan.tiles.sort_by_key(|tile| std::cmp::Reverse(tile[3] - tile[2]));
     plan
+}
+
+/// Query rows of a chunk that a block takes, and the steps over the keys that they need.
+struct Tile {
+    seq: u32,
+    row: u32,
+    steps: u32,
+}
+
+/// The shortest share of a tile's steps with which all blocks run at once; the longest tile's when none does.
+fn split_share(tiles: &[Tile], heads: Heads, chip: Chip) -> u32 {
+    let most = tiles.iter().map(|tile| tile.steps).max().unwrap_or(0).max(1);
+    let fits = |&share: &u32| {
+        let blocks: u32 = tiles.iter().map(|tile| tile.steps.div_ceil(share)).sum();
+        blocks * heads.num_q_heads <= chip.num_sms
+    };
+    let share = (MIN_SPLIT_STEPS..most).find(fits).unwrap_or(most);
+    share.max(most.div_ceil(MAX_PREFILL_SPLITS))
+}
+
+impl PrefillPlan {
+    /// Adds a tile, cut into even items of at most `share` steps.
+    fn push(&mut self, tile: &Tile, share: u32) {
+        let items = tile.steps.div_ceil(share);
+        let (first_slot, group) = if items > 1 { (self.num_slots, self.num_groups) } else { (0, 0) };
+        for item in 0..items {
+            let (begin, end) = (tile.steps * item / items, tile.steps * (item + 1) / items);
+            self.tiles.push([tile.seq, tile.row, begin, end, first_slot, items, first_slot + item, group]);
+        }
+        if items > 1 {
+            self.num_slots += items;
+            self.num_groups += 1;
+        }
+    }
 }
 
 fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) -> DecodePlan {
@@ -268,9 +274,9 @@ mod tests {
         let chip = Chip { num_sms: 132, compute_capability: 90 };
         let plan = |chunks| AttentionPlan::new(&StepBatch::parse(chunks, "").unwrap(), HEADS, chip, 7);
         let few = plan("64:8192;100:0").prefill.unwrap();
-        // 66 steps of 16 heads on 132 multiprocessors are 8 each, so 65 make 9 splits. The short chunk stays whole.
+        // Eight blocks a head fit 132 multiprocessors: seven splits of 65 steps, and the short chunk whole.
         let splits: Vec<_> = few.tiles.iter().filter(|tile| tile[0] == 0).collect();
-        assert_eq!((splits.len(), few.num_slots, few.num_groups), (9, 9, 1));
+        assert_eq!((splits.len(), few.num_slots, few.num_groups), (7, 7, 1));
         assert_eq!(splits.iter().map(|tile| tile[3] - tile[2]).sum::<u32>(), 65);
         let mut edges: Vec<_> = splits.iter().map(|tile| (tile[2], tile[3], tile[6])).collect();
         edges.sort_unstable();

@@ -122,6 +122,15 @@ pub(super) fn nvrtc_version() -> Result<String, ProfileError> {
     Ok(format!("{major}.{minor}"))
 }
 
+/// A compiled kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// What the driver loads: machine code, or PTX.
+    pub image: Vec<u8>,
+    /// What the compiler had to say, empty when nothing.
+    pub log: String,
+}
+
 /// Compiles a kernel for a compute capability (times ten), into an image that the driver loads.
 ///
 /// A GPU that NVRTC does not know yet gets PTX of the newest architecture it knows below it.
@@ -132,7 +141,7 @@ pub fn compile(
     source: &KernelSource,
     definitions: &[&str],
     architecture: u32,
-) -> Result<Vec<u8>, ProfileError> {
+) -> Result<Compiled, ProfileError> {
     let known = supported_architectures()?;
     let (is_native, target) = match known.iter().filter(|&&arch| arch <= architecture).max() {
         Some(&best) => (best == architecture, best),
@@ -153,7 +162,7 @@ pub fn compile(
     })
 }
 
-fn run_compiler(text: &str, file: &str, options: &[String], is_native: bool) -> Result<Vec<u8>, String> {
+fn run_compiler(text: &str, file: &str, options: &[String], is_native: bool) -> Result<Compiled, String> {
     let say = |call: &'static str| move |error: result::NvrtcError| format!("{call}: {error:?}");
     let text = CString::new(text).map_err(|error| error.to_string())?;
     let file = CString::new(file).map_err(|error| error.to_string())?;
@@ -169,8 +178,10 @@ fn run_compiler(text: &str, file: &str, options: &[String], is_native: bool) -> 
         }
     };
     // SAFETY: as above.
+    let log = unsafe { compiler_log(program) }.unwrap_or_default();
+    // SAFETY: as above.
     let _ = unsafe { result::destroy_program(program) };
-    image
+    Ok(Compiled { image: image?, log })
 }
 
 /// # Safety

@@ -39,7 +39,7 @@ impl Kernels {
         }
         let source = KernelSource::by_name(name)
             .ok_or_else(|| CudaError::Unsupported(format!("there is no kernel `{name}`")))?;
-        let image = compile(source, definitions, self.architecture)?;
+        let image = compile(source, definitions, self.architecture)?.image;
         let entry = CString::new(name)
             .map_err(|error| CudaError::Call { call: "cuModuleGetFunction", reason: error.to_string() })?;
         // SAFETY: the image comes from the compiler and outlives the call; the module lives in the map.

@@ -17,6 +17,6 @@ mod memory;
 mod operands;
 mod timing;
 
-pub use compile::{KernelSource, compile, kernel_hash, supported_architectures};
+pub use compile::{Compiled, KernelSource, compile, kernel_hash, supported_architectures};
 pub use device::CudaDevice;
 pub use libraries::{load_nvrtc_from, nvrtc_is_present};
