@@ -162,7 +162,9 @@ fn prefill_plan(chunks: &[(u32, u32)], heads: Heads, chip: Chip) -> PrefillPlan 
         }));
     }
     let share = if kernel == PrefillKernel::Hopper { split_share(&tiles, heads, chip) } else { u32::MAX };
-    tiles.iter().for_each(|tile| plan.push(tile, share));
+    for tile in &tiles {
+        plan.push(tile, share);
+    }
     plan.tiles.sort_by_key(|tile| std::cmp::Reverse(tile[3] - tile[2]));
     plan
 }
