@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use super::{
-    attention::{AttentionPlan, BLOCK_SIZE},
+    attention::{AttentionPlan, BLOCK_SIZE, Chip},
     driver::{CudaError, CudaResult, DeviceMemory, download},
     gemm::{GemmLaunch, GemmPlan},
     launch::{self, AttentionOperands, AttentionTables, Joins, Launch, RMS_EPSILON, Workspace},
@@ -259,8 +259,19 @@ impl Bench<'_> {
         Ok(report(error, ROUNDED))
     }
 
+    /// Checks the kernels that this GPU uses, and on Hopper those of older GPUs too.
     fn attention(&mut self, batch: &StepBatch, heads: Heads) -> CudaResult<CheckReport> {
-        let plan = AttentionPlan::new(batch, heads, self.gpu.chip, self.random.random());
+        let chip = self.gpu.chip;
+        let own = self.attention_on(chip, batch, heads)?;
+        if chip.compute_capability != 90 || batch.prefill_chunks.is_empty() {
+            return Ok(own);
+        }
+        let older = self.attention_on(Chip { compute_capability: 80, ..chip }, batch, heads)?;
+        Ok(report(worst(own.relative_error, older.relative_error), ATTENTION))
+    }
+
+    fn attention_on(&mut self, chip: Chip, batch: &StepBatch, heads: Heads) -> CudaResult<CheckReport> {
+        let plan = AttentionPlan::new(batch, heads, chip, self.random.random());
         let (q_width, kv_width) = (heads.q_width() as usize, heads.kv_width() as usize);
         let q_stride = q_width + 2 * kv_width;
         // Queries large enough that the softmax prefers some keys, in rows whose other parts must not be read.
