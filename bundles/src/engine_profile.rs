@@ -80,7 +80,9 @@ pub struct DispatchCosts {
     /// Host time per launch, ns; the launches are the forward pass's kernels (eager), two per layer
     /// (piecewise: a captured piece and attention) or one (full graph).
     pub launch_ns: f64,
-    /// Added to the first step after an idle gap, ns.
+    /// Added to launching per sequence of the batch, ns.
+    pub launch_per_seq_ns: f64,
+    /// Added to launching in the first step after an idle gap, ns: the host wakes up while the GPU may be at work.
     pub after_idle_ns: f64,
     /// Quantiles, evenly spaced from 0 to 1, of real over predicted host time on the critical path (what is not the
     /// GPU's); empty for none. The host is what varies, so a step that waits for the GPU scatters little.
@@ -92,6 +94,7 @@ impl DispatchCosts {
         self.host_pre.check().map_err(|e| e.under("host_pre"))?;
         self.host_post.check().map_err(|e| e.under("host_post"))?;
         check_non_negative("launch_ns", self.launch_ns)?;
+        check_non_negative("launch_per_seq_ns", self.launch_per_seq_ns)?;
         check_non_negative("after_idle_ns", self.after_idle_ns)?;
         let quantiles = &self.residual_quantiles;
         // A single quantile spans no distribution.
@@ -191,6 +194,8 @@ pub struct FittedOn {
     pub not_identified: Vec<String>,
     /// Share of the runs' steps left out because the host was disturbed, 0..1.
     pub disturbed_share: f64,
+    /// Host factors of the hosts fitted on, by name; the costs are stated for the one at 1.
+    pub host_factors: BTreeMap<String, f64>,
 }
 
 /// How one engine spends a machine: scheduler, dispatch and host costs.
@@ -205,6 +210,9 @@ pub struct EngineProfile {
     pub scheduler: String,
     /// Costs by dispatch; a step of a dispatch that is missing is an error.
     pub dispatch: BTreeMap<Dispatch, DispatchCosts>,
+    /// The scheduler's part of `host_pre`, the same in every dispatch: the yardstick by which another host's speed is
+    /// told. Zero when the runs fitted on do not record it.
+    pub schedule: HostCost,
     /// Outside of steps.
     pub client: ClientCosts,
     /// Factors on operator times.
@@ -263,6 +271,7 @@ impl EngineProfile {
         for (dispatch, costs) in &self.dispatch {
             costs.check().map_err(|e| e.under(&format!("dispatch.{}", dispatch.name())))?;
         }
+        self.schedule.check().map_err(|e| e.under("schedule"))?;
         self.client.check().map_err(|e| e.under("client"))?;
         self.operator_scales.check().map_err(|e| e.under("operator_scales"))?;
         check_non_negative("idle_threshold_ns", self.idle_threshold_ns)?;

@@ -30,6 +30,7 @@ fn profile() -> EngineProfile {
         host_pre: HostCost { constant_ns: 700_000.0, per_seq_ns: 5_000.0, per_token_ns: 50.0 },
         host_post: HostCost { constant_ns: 200_000.0, per_seq_ns: 3_000.0, per_token_ns: 0.0 },
         launch_ns: 8_000.0,
+        launch_per_seq_ns: 0.0,
         after_idle_ns: 2_000_000.0,
         residual_quantiles: vec![0.8, 0.95, 1.0, 1.1, 1.6],
     };
@@ -38,6 +39,7 @@ fn profile() -> EngineProfile {
         engine: "bench".into(),
         scheduler: "vllm-v1".into(),
         dispatch: Dispatch::ALL.into_iter().map(|dispatch| (dispatch, costs())).collect::<BTreeMap<_, _>>(),
+        schedule: HostCost::default(),
         client: ClientCosts::default(),
         operator_scales: OperatorScales::default(),
         idle_threshold_ns: 1e8,

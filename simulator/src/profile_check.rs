@@ -32,6 +32,7 @@ pub(crate) fn check(profile: &EngineProfile) -> Result<(), StepTimeError> {
         push_host_cost(&mut costs, &format!("{name}.host_pre"), &of.host_pre);
         push_host_cost(&mut costs, &format!("{name}.host_post"), &of.host_post);
         costs.push((format!("{name}.launch_ns"), of.launch_ns));
+        costs.push((format!("{name}.launch_per_seq_ns"), of.launch_per_seq_ns));
         costs.push((format!("{name}.after_idle_ns"), of.after_idle_ns));
         let quantiles = &of.residual_quantiles;
         let mut last = 0.0;

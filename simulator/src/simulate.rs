@@ -1,6 +1,6 @@
 //! One simulated run: a workload served by a modelled engine.
 
-use plumbline_bundles::{Dispatch, EngineProfile, engine_profile::ClientCosts};
+use plumbline_bundles::{Dispatch, EngineProfile, HostCost, engine_profile::ClientCosts};
 use plumbline_schema::{
     Deployment, ModelSpec, Nanos, RequestMetrics, RequestStatus, Run, RunInfo, RunKind, TokenMetrics,
     Workload, WorkloadRequest,
@@ -165,6 +165,7 @@ fn check_workload(workload: &Workload) -> Result<(), SimulateError> {
 #[derive(Debug)]
 pub struct SimulatedExecutor<'a, T> {
     step_time: &'a mut StepTimeModel<T>,
+    schedule: HostCost,
     client: ClientCosts,
     host_factor: f64,
     idle_threshold: Nanos,
@@ -181,6 +182,7 @@ impl<'a, T: OperatorTimes> SimulatedExecutor<'a, T> {
     pub fn new(step_time: &'a mut StepTimeModel<T>, options: &SimulateOptions) -> Self {
         let profile = step_time.profile();
         Self {
+            schedule: profile.schedule,
             client: profile.client,
             host_factor: profile.host_factor,
             idle_threshold: Nanos::from_f64(profile.idle_threshold_ns),
@@ -241,7 +243,8 @@ impl<T: OperatorTimes> Executor for SimulatedExecutor<'_, T> {
         let between = self.client.between_steps.at(batch.num_seqs, batch.num_tokens);
         self.clock = self.last_end + Nanos::from_f64(self.host_factor * between);
         self.step_times.push(time);
-        Ok(StepSpan { duration, schedule: Nanos::from_f64(time.host_pre_ns).min(duration) })
+        let schedule = self.host_factor * self.schedule.at(batch.num_seqs, batch.num_tokens);
+        Ok(StepSpan { duration, schedule: Nanos::from_f64(schedule).min(duration) })
     }
 }
 

@@ -97,11 +97,11 @@ pub struct StepTime {
     pub host_pre_ns: f64,
     /// The operators' time with the profile's factors.
     pub gpu_ns: f64,
-    /// The host's time to launch them, which overlaps with `gpu_ns`: the longer counts.
+    /// The host's time to launch them, waking up included; it overlaps with `gpu_ns`, and the longer counts.
     pub launch_ns: f64,
     /// Host work after the last kernel.
     pub host_post_ns: f64,
-    /// What an idle gap before the step adds; 0 without one.
+    /// What an idle gap before the step adds to `launch_ns`; 0 without one.
     pub after_idle_ns: f64,
     /// Drawn ratio of real to predicted host time; 1 where none was drawn.
     pub residual: f64,
@@ -111,14 +111,14 @@ impl StepTime {
     /// The sum before the residual, ns.
     #[must_use]
     pub fn predicted_ns(&self) -> f64 {
-        self.host_pre_ns + self.gpu_ns.max(self.launch_ns) + self.host_post_ns + self.after_idle_ns
+        self.host_pre_ns + self.gpu_ns.max(self.launch_ns) + self.host_post_ns
     }
 
     /// Host time that the step waits for, ns: launching counts only where it outlasts the GPU.
     #[must_use]
     pub fn host_critical_ns(&self) -> f64 {
         let launching = if self.launch_ns > self.gpu_ns { self.launch_ns } else { 0.0 };
-        self.host_pre_ns + launching + self.host_post_ns + self.after_idle_ns
+        self.host_pre_ns + launching + self.host_post_ns
     }
 
     /// The step's time, ns: the residual stretches the host's part, since it is the host that varies.
@@ -275,13 +275,17 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         let costs = self.costs(parts.dispatch)?;
         let factor = self.profile.host_factor;
         let (num_seqs, num_tokens) = (batch.num_seqs, batch.num_tokens);
+        let after_idle_ns = if after_idle { factor * costs.after_idle_ns } else { 0.0 };
         Ok(StepTime {
             parts,
             host_pre_ns: factor * costs.host_pre.at(num_seqs, num_tokens),
             gpu_ns: parts.scaled_ns(&self.profile.operator_scales),
-            launch_ns: factor * f64::from(parts.num_launches) * costs.launch_ns,
+            launch_ns: factor
+                * (f64::from(parts.num_launches) * costs.launch_ns
+                    + f64::from(num_seqs) * costs.launch_per_seq_ns)
+                + after_idle_ns,
             host_post_ns: factor * costs.host_post.at(num_seqs, num_tokens),
-            after_idle_ns: if after_idle { factor * costs.after_idle_ns } else { 0.0 },
+            after_idle_ns,
             residual: 1.0,
         })
     }

@@ -51,6 +51,7 @@ fn profile(factor: f64, residual_quantiles: &[f64]) -> EngineProfile {
         host_pre: cost(constant, 11_000.0, 90.0),
         host_post: cost(300_000.0, 7_000.0, 0.0),
         launch_ns: 9_000.0 * factor,
+        launch_per_seq_ns: 0.0,
         after_idle_ns: 2_000_000.0 * factor,
         residual_quantiles: residual_quantiles.to_vec(),
     };
@@ -63,6 +64,7 @@ fn profile(factor: f64, residual_quantiles: &[f64]) -> EngineProfile {
             (Dispatch::PiecewiseGraph, costs(900_000.0)),
             (Dispatch::FullGraph, costs(500_000.0)),
         ]),
+        schedule: HostCost::default(),
         client: ClientCosts {
             admit_ns: 150_000.0 * factor,
             admit_per_token_ns: 40.0 * factor,

@@ -6,9 +6,11 @@ use plumbline_bundles::{
     Bundle, EngineProfile, OutOfDomain,
     bundle::{engine_name, to_json},
 };
-use plumbline_schema::{ModelSpec, Run};
+use plumbline_schema::ModelSpec;
 use plumbline_simulator::BundleTimes;
-use plumbline_validator::calibrate::{CalibrateOptions, FitRun, HeldOutRow, calibrate, judge, uncalibrated};
+use plumbline_validator::calibrate::{
+    CalibrateError, CalibrateOptions, FitRun, HeldOutRow, calibrate, judge, uncalibrated,
+};
 use serde::Serialize;
 
 use super::simulate::predictors;
@@ -104,27 +106,18 @@ fn prior(bundle: &Bundle, name_or_path: &str, runs: &[FitRun]) -> Result<EngineP
     Ok(uncalibrated(name_or_path, engine, SCHEDULER, &bundle.host()?))
 }
 
-fn read_runs(folders: &[PathBuf], model: Option<&str>) -> Result<Vec<FitRun>, Failure> {
-    folders.iter().map(|folder| read_run(folder, model)).collect()
-}
-
-fn read_run(folder: &Path, model: Option<&str>) -> Result<FitRun, Failure> {
-    let run = Run::read(folder)?;
-    let recorded = run.info.deployment.as_ref().map(|deployment| deployment.model.as_str());
-    let Some(name) = model.or(recorded.filter(|name| ModelSpec::shipped_names().contains(name))) else {
-        let found = recorded.map_or("no deployment".to_owned(), |name| format!("model `{name}`"));
-        let text =
-            format!("{}: expected a deployment that names a shipped model, found {found}", folder.display());
-        return Err(Failure::message(Exit::BadInput, text).with_hint("name it with --model"));
+/// Reads runs to fit on or to judge by.
+pub fn read_runs(folders: &[PathBuf], model: Option<&str>) -> Result<Vec<FitRun>, Failure> {
+    let model = model.map(ModelSpec::load).transpose()?;
+    let read = |folder: &PathBuf| {
+        FitRun::read(folder, model.as_ref()).map_err(|error| match error {
+            unknown @ CalibrateError::UnknownModel { .. } => {
+                Failure::message(Exit::BadInput, unknown.to_string()).with_hint("name it with --model")
+            }
+            other => other.into(),
+        })
     };
-    let model = ModelSpec::load(name)?;
-    Ok(FitRun { name: run_name(folder), run, model })
-}
-
-/// The last two parts of the path: what tells runs apart, without where they lie on this machine.
-fn run_name(folder: &Path) -> String {
-    let parts: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy()).collect();
-    parts[parts.len().saturating_sub(2)..].join("/")
+    folders.iter().map(read).collect()
 }
 
 /// Writes the profile where asked, or into the bundle; returns where.
@@ -148,6 +141,14 @@ fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
     for (dispatch, steps) in &fitted.num_steps {
         let error = fitted.step_error.get(dispatch).map_or_else(|| "n/a".to_owned(), |error| percent(*error));
         text.line(format_args!("{dispatch}: {steps} steps, median absolute error {error}"));
+    }
+    if fitted.host_factors.len() > 1 {
+        let factors = fitted.host_factors.iter().map(|(host, factor)| format!("{host} {factor:.2}"));
+        text.line(format_args!("host factors: {}", factors.collect::<Vec<_>>().join(", ")));
+    }
+    if fitted.disturbed_share > 0.0 {
+        let share = percent(fitted.disturbed_share);
+        text.line(format_args!("left out, as the host was disturbed: {share} of the steps"));
     }
     if !fitted.not_identified.is_empty() {
         text.line(format_args!("not identified by these runs: {}", fitted.not_identified.join(", ")));

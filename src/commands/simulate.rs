@@ -8,7 +8,7 @@ use plumbline_schema::{Deployment, EngineMode, GpuSpec, ModelSpec, Run, RunKind,
 use plumbline_simulator::{
     BundleTimes, Coverage, Residuals, SimulateOptions, Simulation, SimulationCounts, simulate,
 };
-use plumbline_validator::{Metric, RunMetrics, Stat, suite::Overrides};
+use plumbline_validator::{Metric, RunMetrics, Stat, calibrate::host_factor, suite::Overrides};
 use serde::Serialize;
 
 use crate::{
@@ -55,6 +55,11 @@ pub struct Args {
     #[arg(long, value_name = "GPU")]
     gpu: Option<String>,
 
+    /// Real run on the host to predict, whose speed it pins against the host the engine profile was fitted on (can be
+    /// repeated)
+    #[arg(long, value_name = "RUN")]
+    host_run: Vec<PathBuf>,
+
     /// What to do about shapes outside of what was measured
     #[arg(long, value_enum, default_value_t = OutOfDomainArg::Extrapolate)]
     out_of_domain: OutOfDomainArg,
@@ -71,7 +76,7 @@ pub struct Args {
 /// How steps scatter.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ResidualsArg {
-    /// Each step's time is multiplied by a draw from its dispatch's residuals
+    /// Each step's host time is multiplied by a draw from its dispatch's residuals
     Drawn,
     /// Every step takes its predicted time
     None,
@@ -113,7 +118,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let model = ModelSpec::load(&args.model)?;
     let workload = Workload::read(&args.workload)?;
     let bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
-    let profile = engine(&bundle, &args.engine)?;
+    let mut profile = engine(&bundle, &args.engine)?;
     let predictors = predictors(&bundle, args.gpu.as_deref())?;
     let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
     let options = SimulateOptions {
@@ -124,6 +129,10 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         bundle_digest: Some(bundle.digest().to_owned()),
     };
     let times = BundleTimes { predictors: &predictors, out_of_domain: args.out_of_domain.into() };
+    if !args.host_run.is_empty() {
+        let runs = super::calibrate::read_runs(&args.host_run, None)?;
+        profile.host_factor = host_factor(&runs, &times, &profile)?.factor;
+    }
     let simulation = simulate(&model, &workload, &deployment, &profile, times, &options)?;
     simulation.run.write(&args.out)?;
     let report = Report::of(&args.out, &simulation);

@@ -76,6 +76,7 @@ pub fn engine_profile() -> EngineProfile {
         host_pre: HostCost { constant_ns, per_seq_ns: 2_000.0, per_token_ns: 10.0 },
         host_post: HostCost { constant_ns: 200_000.0, per_seq_ns: 1_000.0, per_token_ns: 0.0 },
         launch_ns: 5_000.0,
+        launch_per_seq_ns: 0.0,
         after_idle_ns: 3e6,
         residual_quantiles: vec![0.9, 0.97, 1.0, 1.03, 1.3],
     };
@@ -88,6 +89,7 @@ pub fn engine_profile() -> EngineProfile {
             (Dispatch::PiecewiseGraph, costs(1e6)),
             (Dispatch::FullGraph, costs(0.5e6)),
         ]),
+        schedule: HostCost::default(),
         client: ClientCosts { admit_ns: 300_000.0, ..ClientCosts::default() },
         operator_scales: OperatorScales::default(),
         idle_threshold_ns: 2e7,

@@ -10,6 +10,7 @@
 //! deployment = { max_num_seqs = 128 }            # overrides what the real run says; optional
 //! role = "held_out"                              # or "fit": the engine profile was fitted on it
 //! gpu = "a100-sxm4-80gb"                         # predict this GPU from the bundle's; optional
+//! host_runs = ["runs/a/short"]                    # runs that pin the speed of the host; optional
 //! requests = [4, 5, 6, 7]                        # judge only these; optional
 //! ```
 
@@ -89,6 +90,8 @@ pub struct Case {
     pub gpu: Option<GpuSpec>,
     /// The requests to judge; all when none are named.
     pub requests: Option<BTreeSet<u64>>,
+    /// Real runs that say how fast the host is on which the case's real runs were made; empty to take the profile's.
+    pub host_runs: Vec<PathBuf>,
 }
 
 /// Cases in the order of the file.
@@ -120,6 +123,8 @@ struct CaseFile {
     role: Role,
     gpu: Option<String>,
     requests: Option<BTreeSet<u64>>,
+    #[serde(default)]
+    host_runs: Vec<String>,
 }
 
 impl Suite {
@@ -205,7 +210,8 @@ impl CaseFile {
             let (key, expected, found) = e;
             invalid(&format!("deployment.{key}"), &expected, found)
         })?;
-        let real = self.real.iter().map(|run| folder.join(run)).collect();
+        let runs = |names: &[String]| names.iter().map(|run| folder.join(run)).collect();
+        let (real, host_runs) = (runs(&self.real), runs(&self.host_runs));
         Ok(Case {
             real,
             bundle,
@@ -215,6 +221,7 @@ impl CaseFile {
             role: self.role,
             gpu,
             requests: self.requests,
+            host_runs,
             name,
         })
     }

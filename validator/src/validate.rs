@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::{
+    calibrate::{CalibrateError, FitRun, host_factor},
     compare::{CompareError, compare_requests},
     results::{CaseResult, SuiteResult},
     suite::{Case, EngineRef, KeyError, Role, Suite},
@@ -52,6 +53,9 @@ pub enum CaseError {
     /// The bundle cannot be used; it may serve several cases, so its error is text.
     #[error("{0}")]
     Bundle(String),
+    /// The host's speed cannot be told.
+    #[error(transparent)]
+    Host(#[from] CalibrateError),
     /// The engine profile is not in the bundle.
     #[error(transparent)]
     Engine(#[from] BundleError),
@@ -155,18 +159,32 @@ fn machine_key(case: &Case) -> MachineKey {
 
 fn run_case(case: &Case, machines: &Machines, options: &ValidateOptions) -> Result<CaseResult, CaseError> {
     let machine = machines.of(case)?;
-    let profile = match &case.engine {
+    let mut profile = match &case.engine {
         EngineRef::InBundle(name) => machine.bundle.engine(name)?,
         EngineRef::File(path) => EngineProfile::read(path)?,
     };
+    let model = ModelSpec::load(&case.model)?;
+    let times = BundleTimes { predictors: &machine.predictors, out_of_domain: options.out_of_domain };
+    let mut notes = Vec::new();
+    if !case.host_runs.is_empty() {
+        let runs = case.host_runs.iter().map(|folder| FitRun::read(folder, Some(&model)));
+        let runs = runs.collect::<Result<Vec<_>, _>>()?;
+        let host = host_factor(&runs, &times, &profile)?;
+        profile.host_factor = host.factor;
+        let names: Vec<_> = runs.iter().map(|run| run.name.as_str()).collect();
+        let (factor, steps, names) = (host.factor, host.num_steps, names.join(", "));
+        notes.push(format!("host factor {factor:.2}, from {steps} steps of {names}"));
+    }
     let prediction = Prediction {
-        model: &ModelSpec::load(&case.model)?,
+        model: &model,
         profile: &profile,
         gpu: machine.predictors.gpu(),
         bundle_digest: machine.bundle.digest(),
-        times: BundleTimes { predictors: &machine.predictors, out_of_domain: options.out_of_domain },
+        times,
     };
-    judge(case, &read_runs(&case.real)?, prediction, options)
+    let mut result = judge(case, &read_runs(&case.real)?, prediction, options)?;
+    result.notes.extend(notes);
+    Ok(result)
 }
 
 fn read_runs(folders: &[PathBuf]) -> Result<Vec<Run>, InputError> {
@@ -301,6 +319,9 @@ fn notes(
         let is_fitted_on = |folder: &&PathBuf| profile.fitted_on.runs.iter().any(|run| names(folder, run));
         for folder in case.real.iter().filter(is_fitted_on) {
             notes.push(format!("held out, yet `{}` was fitted on {}", profile.name, folder.display()));
+        }
+        for folder in case.real.iter().filter(|folder| case.host_runs.contains(folder)) {
+            notes.push(format!("held out, yet the host's speed is taken from {}", folder.display()));
         }
     }
     notes

@@ -67,6 +67,7 @@ pub fn engine(name: &str) -> EngineProfile {
             Dispatch::Eager,
             DispatchCosts { residual_quantiles: vec![0.9, 1.0, 1.1], ..DispatchCosts::default() },
         )]),
+        schedule: plumbline_bundles::HostCost::default(),
         client: ClientCosts::default(),
         operator_scales: OperatorScales::default(),
         idle_threshold_ns: 1e6,

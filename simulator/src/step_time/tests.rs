@@ -31,6 +31,7 @@ fn costs(constant_ns: f64) -> DispatchCosts {
         host_pre: HostCost { constant_ns, per_seq_ns: 10.0, per_token_ns: 1.0 },
         host_post: HostCost { constant_ns: 500.0, per_seq_ns: 0.0, per_token_ns: 0.0 },
         launch_ns: 50.0,
+        launch_per_seq_ns: 0.0,
         after_idle_ns: 7_000.0,
         residual_quantiles: vec![],
     }
@@ -42,6 +43,7 @@ fn profile() -> EngineProfile {
         engine: "test 1".into(),
         scheduler: "vllm-v1".into(),
         dispatch: BTreeMap::from([(Dispatch::Eager, costs(10_000.0)), (Dispatch::FullGraph, costs(1_000.0))]),
+        schedule: plumbline_bundles::HostCost::default(),
         client: plumbline_bundles::engine_profile::ClientCosts::default(),
         operator_scales: OperatorScales { decode_attention: 2.0, ..OperatorScales::default() },
         idle_threshold_ns: 1e8,
@@ -123,9 +125,14 @@ fn launching_and_idling_count_when_they_dominate() {
     assert_eq!(steady.parts.num_launches, 1);
     // Host costs count real tokens, not padded ones.
     assert_ns(steady.host_pre_ns, 1.5 * (1_000.0 + 30.0 + 3.0));
+    // A busy GPU hides the host's waking up; where launching is the longer part, it shows.
     let woken = model.step_time(&shape("", "5;9;9"), true).unwrap();
-    assert_ns(woken.total_ns() - steady.total_ns(), 1.5 * 7_000.0);
+    assert_ns(woken.launch_ns - steady.launch_ns, 1.5 * 7_000.0);
+    assert_ns(woken.total_ns(), steady.total_ns());
     model.profile.host_factor = 1000.0;
+    let woken = model.step_time(&shape("300:0", ""), true).unwrap();
+    let steady = model.step_time(&shape("300:0", ""), false).unwrap();
+    assert_ns(woken.total_ns() - steady.total_ns(), 1000.0 * 7_000.0);
     let slow = model.step_time(&shape("300:0", ""), false).unwrap();
     assert_ns(slow.total_ns(), slow.host_pre_ns + slow.launch_ns + slow.host_post_ns);
 }

@@ -10,7 +10,9 @@ use plumbline_bundles::{
 use plumbline_schema::BatchShape;
 
 use super::{
+    layout::Layout,
     observe::ObservedGap,
+    scheduling::Scheduling,
     solve::{Parameter, Row, Solution, solve},
 };
 
@@ -32,6 +34,8 @@ pub struct ClassTimes {
 pub struct Observation {
     /// Index of its run: runs count alike, however long.
     pub run: usize,
+    /// Index of its host; host 0 is the one that costs are stated for.
+    pub host: usize,
     /// How the engine dispatched it.
     pub dispatch: Dispatch,
     /// Its unpadded shape.
@@ -44,6 +48,8 @@ pub struct Observation {
     pub after_idle: bool,
     /// Measured, ns.
     pub time_ns: f64,
+    /// The scheduler's part of it, ns; `None` when not recorded.
+    pub schedule_ns: Option<f64>,
 }
 
 /// A fitted host part.
@@ -59,23 +65,31 @@ pub struct Fit {
     pub step_error: BTreeMap<Dispatch, f64>,
     /// Share of the steps left out because the host was disturbed, 0..1.
     pub disturbed_share: f64,
+    /// Host costs of each host relative to host 0's.
+    pub host_factors: Vec<f64>,
+    /// The scheduler's cost on host 0; zero when not recorded.
+    pub schedule: HostCost,
 }
 
 /// A run's steps of one dispatch repeat each other; more than this many say nothing new.
 const MOST_INDEPENDENT_STEPS: f64 = 50.0;
-/// Which of the two parts of a step is longer depends on the parameters, so the fit is repeated.
-const ROUNDS: usize = 8;
+/// Which part of a step is longer and how fast each host is depend on the parameters, so the fit is repeated.
+const ROUNDS: usize = 10;
 /// A parameter whose prior is left this wide was not pinned by the data.
 const NOT_PINNED: f64 = 0.7;
-const PER_DISPATCH: usize = 5;
 const RESIDUAL_QUANTILES: usize = 101;
+/// Fewest steps that make a distribution.
+const MIN_RESIDUALS: usize = 20;
 /// Steps around a step that tell whether its host was disturbed.
 const DISTURBANCE_STEPS: usize = 15;
 /// Median of real over predicted time from which a stretch is a disturbance.
 const DISTURBED: f64 = 1.2;
 const DISTURBANCE_ROUNDS: usize = 4;
+/// Hosts further apart than this are not of one kind.
+pub(super) const MIN_HOST_FACTOR: f64 = 0.2;
+pub(super) const MAX_HOST_FACTOR: f64 = 5.0;
 
-/// Fits costs by dispatch and operator scales.
+/// Fits costs by dispatch, operator scales and host factors.
 ///
 /// `prior` gives starting values; a dispatch that no observation has keeps its prior costs.
 #[must_use]
@@ -84,89 +98,126 @@ pub fn fit(
     prior: &BTreeMap<Dispatch, DispatchCosts>,
     prior_scales: &OperatorScales,
 ) -> Fit {
-    let dispatches: Vec<Dispatch> =
-        Dispatch::ALL.into_iter().filter(|d| observations.iter().any(|o| o.dispatch == *d)).collect();
     let mut kept: Vec<&Observation> = observations.iter().collect();
-    let mut problem = Problem::new(&kept, &dispatches, prior, prior_scales);
-    let mut solution = problem.best(&kept);
+    let mut problem = Problem::new(&kept, prior, prior_scales);
+    let mut best = problem.best(&kept);
     for _ in 0..DISTURBANCE_ROUNDS {
-        let calm = problem.calm(observations, &solution);
+        let calm = problem.calm(observations, &best);
         if calm.len() == kept.len() {
             break;
         }
         kept = calm;
-        problem = Problem::new(&kept, &dispatches, prior, prior_scales);
-        solution = problem.best(&kept);
+        problem = Problem::new(&kept, prior, prior_scales);
+        best = problem.best(&kept);
     }
-    let mut fit = problem.assemble(&kept, &solution, prior);
+    let mut fit = problem.assemble(&kept, &best, prior);
     fit.disturbed_share = 1.0 - kept.len() as f64 / observations.len().max(1) as f64;
     fit
 }
 
 /// A step-time fit over given observations.
-struct Problem<'a> {
-    dispatches: &'a [Dispatch],
+struct Problem {
+    layout: Layout,
     parameters: Vec<Parameter>,
     weights: Vec<f64>,
+    num_hosts: usize,
+    scheduling: Scheduling,
 }
 
-impl<'a> Problem<'a> {
+/// A solution with the factors of the hosts under which it holds.
+struct Solved {
+    solution: Solution,
+    host_factors: Vec<f64>,
+}
+
+impl Problem {
     fn new(
         observations: &[&Observation],
-        dispatches: &'a [Dispatch],
         prior: &BTreeMap<Dispatch, DispatchCosts>,
         prior_scales: &OperatorScales,
     ) -> Self {
+        let layout = Layout::new(observations);
+        let weights = weights(observations);
         Self {
-            dispatches,
-            parameters: parameters(dispatches, observations, prior, prior_scales),
-            weights: weights(observations),
+            parameters: layout.parameters(observations, prior, prior_scales),
+            scheduling: Scheduling::new(observations, &weights),
+            weights,
+            num_hosts: observations.iter().map(|o| o.host + 1).max().unwrap_or(1),
+            layout,
         }
     }
 
     /// The better of two fits: one that starts where the GPU is the longer part of a step, one where launching is.
-    fn best(&self, observations: &[&Observation]) -> Solution {
+    fn best(&self, observations: &[&Observation]) -> Solved {
         let from_prior: Vec<f64> = self.parameters.iter().map(|q| q.prior).collect();
-        let launching: Vec<f64> = self
-            .parameters
-            .iter()
-            .map(|q| if q.name.ends_with("launch_ns") { q.max } else { q.prior })
-            .collect();
+        let launching = self.layout.launch_bound_start(&self.parameters);
         let (a, b) = (self.from(observations, &from_prior), self.from(observations, &launching));
-        if b.objective < a.objective { b } else { a }
+        if b.solution.objective < a.solution.objective { b } else { a }
     }
 
-    fn from(&self, observations: &[&Observation], start: &[f64]) -> Solution {
-        let mut theta = start.to_vec();
-        let mut best: Option<Solution> = None;
-        for _ in 0..ROUNDS {
-            let rows: Vec<Row> = observations
+    fn from(&self, observations: &[&Observation], start: &[f64]) -> Solved {
+        let mut host_factors = self.scheduling.host_factors(self.num_hosts);
+        let mut solution = self.solve_once(observations, start, &host_factors, |o, _| o.time_ns);
+        for _ in 1..ROUNDS {
+            self.update_host_factors(observations, &solution.theta, &mut host_factors);
+            let expected = |o: &Observation, theta: &[f64]| self.predicted(o, theta, host_factors[o.host]).0;
+            solution = self.solve_once(observations, &solution.theta, &host_factors, expected);
+        }
+        Solved { solution, host_factors }
+    }
+
+    fn solve_once(
+        &self,
+        observations: &[&Observation],
+        theta: &[f64],
+        host_factors: &[f64],
+        scale: impl Fn(&Observation, &[f64]) -> f64,
+    ) -> Solution {
+        let row = |(o, &weight): (&&Observation, &f64)| Row {
+            x: self.layout.factors(o, theta, host_factors[o.host]),
+            y: o.time_ns,
+            scale: scale(o, theta),
+            weight,
+        };
+        let rows: Vec<Row> = observations.iter().zip(&self.weights).map(row).collect();
+        solve(&self.parameters, &rows, theta)
+    }
+
+    /// Where scheduling was not recorded, a host's factor is the median of its steps' host time over what it would be
+    /// on host 0.
+    fn update_host_factors(&self, observations: &[&Observation], theta: &[f64], host_factors: &mut [f64]) {
+        for (host, factor) in host_factors.iter_mut().enumerate().skip(1) {
+            if self.scheduling.host_factor(host).is_some() {
+                continue;
+            }
+            let mut ratios: Vec<(f64, f64)> = observations
                 .iter()
                 .zip(&self.weights)
-                .map(|(o, &weight)| Row { x: factors(o, self.dispatches, &theta), y: o.time_ns, weight })
+                .filter(|(o, _)| o.host == host)
+                .map(|(o, &w)| (self.host_ratio(o, theta, *factor) * *factor, w))
                 .collect();
-            let solution = solve(&self.parameters, &rows, &theta);
-            theta.clone_from(&solution.theta);
-            best = Some(solution);
+            ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+            if let Some(median) = weighted_quantile(&ratios, 0.5) {
+                *factor = median.clamp(MIN_HOST_FACTOR, MAX_HOST_FACTOR);
+            }
         }
-        best.unwrap_or_else(|| solve(&self.parameters, &[], start))
     }
 
     /// Predicted time and the host's part of it on the critical path, ns.
-    fn predicted(&self, o: &Observation, theta: &[f64]) -> (f64, f64) {
-        let x = factors(o, self.dispatches, theta);
+    fn predicted(&self, o: &Observation, theta: &[f64], host_factor: f64) -> (f64, f64) {
+        let x = self.layout.factors(o, theta, host_factor);
         let sum = |upto: usize| -> f64 { x.iter().zip(theta).take(upto).map(|(x, t)| x * t).sum() };
-        (sum(x.len()).max(1.0), sum(self.dispatches.len() * PER_DISPATCH))
+        (sum(x.len()).max(1.0), sum(self.layout.num_host()))
     }
 
     /// Real over predicted time.
-    fn ratio(&self, o: &Observation, theta: &[f64]) -> f64 {
-        o.time_ns / self.predicted(o, theta).0
+    fn ratio(&self, o: &Observation, solved: &Solved) -> f64 {
+        o.time_ns / self.predicted(o, &solved.solution.theta, solved.host_factors[o.host]).0
     }
 
     /// Real over predicted host time, the GPU's part being as predicted.
-    fn host_ratio(&self, o: &Observation, theta: &[f64]) -> f64 {
-        let (predicted, host) = self.predicted(o, theta);
+    fn host_ratio(&self, o: &Observation, theta: &[f64], host_factor: f64) -> f64 {
+        let (predicted, host) = self.predicted(o, theta, host_factor);
         (1.0 + (o.time_ns - predicted) / host.max(1.0)).max(0.0)
     }
 
@@ -174,8 +225,8 @@ impl<'a> Problem<'a> {
     ///
     /// Steps of every kind then run slow for a while, as when another tenant takes the CPU; that says nothing of the
     /// engine, and nothing of the next run. A stretch is disturbed when the median ratio of the steps around is high.
-    fn calm<'o>(&self, observations: &'o [Observation], solution: &Solution) -> Vec<&'o Observation> {
-        let ratios: Vec<f64> = observations.iter().map(|o| self.ratio(o, &solution.theta)).collect();
+    fn calm<'o>(&self, observations: &'o [Observation], solved: &Solved) -> Vec<&'o Observation> {
+        let ratios: Vec<f64> = observations.iter().map(|o| self.ratio(o, solved)).collect();
         let is_calm = |i: usize| {
             let from = i.saturating_sub(DISTURBANCE_STEPS / 2);
             let to = (i + DISTURBANCE_STEPS / 2 + 1).min(ratios.len());
@@ -188,53 +239,49 @@ impl<'a> Problem<'a> {
         };
         (0..observations.len()).filter(|&i| is_calm(i)).map(|i| &observations[i]).collect()
     }
+
     fn assemble(
         &self,
         observations: &[&Observation],
-        solution: &Solution,
+        solved: &Solved,
         prior: &BTreeMap<Dispatch, DispatchCosts>,
     ) -> Fit {
-        let (dispatches, parameters, weights) = (self.dispatches, &self.parameters, &self.weights);
-        let theta = &solution.theta;
-        let scales = &theta[dispatches.len() * PER_DISPATCH..];
+        let theta = &solved.solution.theta;
         let mut fitted = prior.clone();
         let mut step_error = BTreeMap::new();
-        for (i, dispatch) in dispatches.iter().enumerate() {
-            let own = &theta[i * PER_DISPATCH..(i + 1) * PER_DISPATCH];
-            let own_steps = || observations.iter().zip(weights).filter(|(o, _)| o.dispatch == *dispatch);
+        for &dispatch in self.layout.dispatches() {
+            let own = || observations.iter().zip(&self.weights).filter(|(o, _)| o.dispatch == dispatch);
             let mut residuals: Vec<(f64, f64)> =
-                own_steps().map(|(o, &w)| (self.host_ratio(o, theta), w)).collect();
+                own().map(|(o, &w)| (self.host_ratio(o, theta, solved.host_factors[o.host]), w)).collect();
             residuals.sort_by(|a, b| a.0.total_cmp(&b.0));
             let mut errors: Vec<f64> =
-                own_steps().map(|(o, _)| (1.0 / self.ratio(o, theta) - 1.0).abs()).collect();
+                own().map(|(o, _)| (1.0 / self.ratio(o, solved) - 1.0).abs()).collect();
             errors.sort_by(f64::total_cmp);
-            step_error.insert(*dispatch, percentile_of_sorted(&errors, 0.5));
-            let old = prior.get(dispatch).cloned().unwrap_or_default();
-            fitted.insert(
-                *dispatch,
-                DispatchCosts {
-                    host_pre: HostCost { constant_ns: own[0], per_seq_ns: own[1], per_token_ns: own[2] },
-                    // A synchronous step does not tell work before its kernels from work after them.
-                    host_post: HostCost::default(),
-                    launch_ns: own[3],
-                    after_idle_ns: own[4],
-                    residual_quantiles: weighted_quantiles(&residuals, old.residual_quantiles),
-                },
-            );
+            step_error.insert(dispatch, percentile_of_sorted(&errors, 0.5));
+            let quantiles = if residuals.len() < MIN_RESIDUALS {
+                prior.get(&dispatch).map(|costs| costs.residual_quantiles.clone()).unwrap_or_default()
+            } else {
+                let at = |q| q as f64 / (RESIDUAL_QUANTILES - 1) as f64;
+                (0..RESIDUAL_QUANTILES).filter_map(|q| weighted_quantile(&residuals, at(q))).collect()
+            };
+            fitted.insert(dispatch, self.layout.costs(dispatch, theta, quantiles));
         }
-        let not_identified = parameters
+        let not_identified = self
+            .parameters
             .iter()
-            .zip(&solution.remaining_width)
+            .zip(&solved.solution.remaining_width)
             .filter(|(_, left)| **left > NOT_PINNED)
             .map(|(q, _)| q.name.clone())
             .collect();
-        let scales = OperatorScales {
-            gemm: scales[0],
-            prefill_attention: scales[1],
-            decode_attention: scales[2],
-            other: scales[3],
-        };
-        Fit { dispatch: fitted, scales, not_identified, step_error, disturbed_share: 0.0 }
+        Fit {
+            dispatch: fitted,
+            scales: self.layout.scales(theta),
+            not_identified,
+            step_error,
+            disturbed_share: 0.0,
+            host_factors: solved.host_factors.clone(),
+            schedule: self.scheduling.cost(),
+        }
     }
 }
 
@@ -253,106 +300,22 @@ fn weights(observations: &[&Observation]) -> Vec<f64> {
         .collect()
 }
 
-fn parameters(
-    dispatches: &[Dispatch],
-    observations: &[&Observation],
-    prior: &BTreeMap<Dispatch, DispatchCosts>,
-    scales: &OperatorScales,
-) -> Vec<Parameter> {
-    let mut all = Vec::new();
-    for dispatch in dispatches {
-        let costs = prior.get(dispatch).cloned().unwrap_or_default();
-        let name = dispatch.name();
-        let mut push = |part: &str, prior: f64, width: f64, max: f64| {
-            all.push(Parameter { name: format!("{name}.{part}"), prior, width, min: 0.0, max });
-        };
-        push("host_pre.constant_ns", costs.host_pre.constant_ns, 1e6, 1e9);
-        push("host_pre.per_seq_ns", costs.host_pre.per_seq_ns, 2e4, 1e7);
-        push("host_pre.per_token_ns", costs.host_pre.per_token_ns, 1e3, 1e6);
-        // A full graph is one launch: its cost cannot be told from the constant.
-        let launch_width = match dispatch {
-            Dispatch::Eager => 4e4,
-            Dispatch::PiecewiseGraph => 1e5,
-            Dispatch::FullGraph => 1e3,
-        };
-        let shortest = observations
-            .iter()
-            .filter(|o| o.dispatch == *dispatch)
-            .map(|o| o.time_ns / f64::from(o.num_launches.max(1)))
-            .fold(f64::INFINITY, f64::min);
-        // No launch takes longer than the shortest step divided by its launches.
-        push("launch_ns", costs.launch_ns.min(shortest), launch_width, shortest);
-        push("after_idle_ns", costs.after_idle_ns, 5e6, 1e9);
-    }
-    for (part, prior) in [
-        ("gemm", scales.gemm),
-        ("prefill_attention", scales.prefill_attention),
-        ("decode_attention", scales.decode_attention),
-        ("other", scales.other),
-    ] {
-        all.push(Parameter {
-            name: format!("operator_scales.{part}"),
-            prior,
-            width: 0.15,
-            min: 0.5,
-            max: 2.0,
-        });
-    }
-    all
-}
-
-/// The row of an observation: how much of each parameter its time holds, given which part is longer.
-fn factors(o: &Observation, dispatches: &[Dispatch], theta: &[f64]) -> Vec<f64> {
-    let mut x = vec![0.0; dispatches.len() * PER_DISPATCH + 4];
-    let Some(at) = dispatches.iter().position(|d| *d == o.dispatch).map(|i| i * PER_DISPATCH) else {
-        return x;
-    };
-    x[at] = 1.0;
-    x[at + 1] = f64::from(o.batch.num_seqs);
-    x[at + 2] = f64::from(o.batch.num_tokens);
-    x[at + 4] = f64::from(u8::from(o.after_idle));
-    let scales = dispatches.len() * PER_DISPATCH;
-    let launches = f64::from(o.num_launches);
-    if gpu_time(&o.gpu, &theta[scales..]) >= launches * theta[at + 3] {
-        x[scales] = o.gpu.gemm;
-        x[scales + 1] = o.gpu.prefill_attention;
-        x[scales + 2] = o.gpu.decode_attention;
-        x[scales + 3] = o.gpu.other;
-    } else {
-        x[at + 3] = launches;
-    }
-    x
-}
-
-fn gpu_time(gpu: &ClassTimes, scales: &[f64]) -> f64 {
-    gpu.gemm * scales[0]
-        + gpu.prefill_attention * scales[1]
-        + gpu.decode_attention * scales[2]
-        + gpu.other * scales[3]
-}
-
-/// Evenly spaced quantiles of ascending weighted ratios; `few` where there are too few to speak of a distribution.
-fn weighted_quantiles(ratios: &[(f64, f64)], few: Vec<f64>) -> Vec<f64> {
-    if ratios.len() < 20 {
-        return few;
-    }
-    let total: f64 = ratios.iter().map(|(_, w)| w).sum();
-    let mut quantiles = Vec::with_capacity(RESIDUAL_QUANTILES);
-    let (mut i, mut below) = (0, 0.0);
-    for q in 0..RESIDUAL_QUANTILES {
-        let target = total * q as f64 / (RESIDUAL_QUANTILES - 1) as f64;
-        while i + 1 < ratios.len() && below + ratios[i].1 < target {
-            below += ratios[i].1;
-            i += 1;
+/// The value of ascending weighted values at which `q` of the weight is reached; `None` without values.
+pub(super) fn weighted_quantile(ascending: &[(f64, f64)], q: f64) -> Option<f64> {
+    let total: f64 = ascending.iter().map(|(_, w)| w).sum();
+    let mut below = 0.0;
+    for (value, weight) in ascending {
+        below += weight;
+        if below >= q * total {
+            return Some(*value);
         }
-        quantiles.push(ratios[i].0);
     }
-    quantiles
+    ascending.last().map(|(value, _)| *value)
 }
 
-/// Fits what happens between steps; the prior where the runs do not record it.
+/// Fits what happens between steps, from each run's host factor and gaps; the prior where runs do not record it.
 #[must_use]
-pub fn fit_client(gaps: &[Vec<ObservedGap>], prior: &ClientCosts) -> ClientCosts {
+pub fn fit_client(gaps: &[(f64, Vec<ObservedGap>)], prior: &ClientCosts) -> ClientCosts {
     let parameter = |name: &str, prior: f64, width: f64| Parameter {
         name: name.into(),
         prior,
@@ -368,22 +331,23 @@ pub fn fit_client(gaps: &[Vec<ObservedGap>], prior: &ClientCosts) -> ClientCosts
         parameter("client.between_steps.per_token_ns", prior.between_steps.per_token_ns, 1e2),
     ];
     let mut rows = Vec::new();
-    for run in gaps {
+    for (host_factor, run) in gaps {
         // With and without admissions are told apart, so that the few with them count.
         let with = run.iter().filter(|g| g.num_admitted > 0).count() as f64;
         let without = run.len() as f64 - with;
         for gap in run.iter().filter(|g| g.time_ns > 0.0) {
             let n = if gap.num_admitted > 0 { with } else { without };
-            let busy = f64::from(u8::from(gap.seqs_before.is_some()));
+            let busy = host_factor * f64::from(u8::from(gap.seqs_before.is_some()));
             rows.push(Row {
                 x: vec![
-                    f64::from(gap.num_admitted),
-                    gap.admitted_tokens as f64,
+                    host_factor * f64::from(gap.num_admitted),
+                    host_factor * gap.admitted_tokens as f64,
                     busy,
-                    f64::from(gap.seqs_before.unwrap_or(0)),
+                    host_factor * f64::from(gap.seqs_before.unwrap_or(0)),
                     busy * f64::from(gap.tokens_before),
                 ],
                 y: gap.time_ns,
+                scale: gap.time_ns,
                 weight: n.min(MOST_INDEPENDENT_STEPS) / n,
             });
         }

@@ -5,27 +5,33 @@
 //! the runs cannot pin stays at its prior and is named.
 
 pub mod fit;
+pub mod host;
 pub mod judge;
+mod layout;
 pub mod observe;
+mod scheduling;
 pub mod solve;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use plumbline_bundles::{
-    Dispatch, DispatchCosts, EngineProfile, HostCosts,
+    Dispatch, DispatchCosts, EngineProfile, HostCost, HostCosts,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
-use plumbline_schema::{ModelSpec, Run};
+use plumbline_schema::{InputError, ModelSpec, Run};
 use plumbline_simulator::{
     step_time::{StepTimeError, StepTimeModel},
     times::OperatorTimes,
 };
 use thiserror::Error;
 
-pub use self::judge::{HeldOutRow, judge};
 use self::{
     fit::{ClassTimes, Observation},
     observe::{Source, observed_gaps, observed_steps},
+};
+pub use self::{
+    host::{HostFactor, host_factor},
+    judge::{HeldOutRow, judge},
 };
 
 /// A real run to fit on, with the model it served.
@@ -37,6 +43,35 @@ pub struct FitRun {
     pub run: Run,
     /// The model.
     pub model: ModelSpec,
+    /// What names its host: runs with the same name share a host factor. The first run's is the reference.
+    pub host: String,
+}
+
+impl FitRun {
+    /// Reads a run folder; the model is `model`, or the shipped one that the run's deployment names.
+    ///
+    /// It is named by the last two parts of its path, and its host by the folder above: an engine's runs share one.
+    ///
+    /// # Errors
+    /// When the folder holds no sound run, or no model is known.
+    pub fn read(folder: &Path, model: Option<&ModelSpec>) -> Result<Self, CalibrateError> {
+        let run = Run::read(folder)?;
+        let parts: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+        let last = |n: usize| parts[parts.len().saturating_sub(n)..].join("/");
+        let (name, own) = (last(2), last(1));
+        let host = name.strip_suffix(&own).unwrap_or_default().trim_end_matches('/').to_owned();
+        let model = match (model, &run.info.deployment) {
+            (Some(model), _) => model.clone(),
+            (None, Some(d)) if ModelSpec::shipped_names().contains(&d.model.as_str()) => {
+                ModelSpec::load(&d.model)?
+            }
+            (None, Some(d)) => {
+                return Err(CalibrateError::UnknownModel { run: name, found: format!("`{}`", d.model) });
+            }
+            (None, None) => return Err(CalibrateError::NoDeployment { run: name }),
+        };
+        Ok(Self { name, run, model, host })
+    }
 }
 
 /// What a calibration starts from and how its result is labelled.
@@ -58,6 +93,17 @@ pub enum CalibrateError {
     /// There is nothing to fit on.
     #[error("expected at least one real run to fit on, found none")]
     NoRuns,
+    /// A run cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A run's model is not known.
+    #[error("{run}: expected a deployment that names a shipped model, found {found}")]
+    UnknownModel {
+        /// The run.
+        run: String,
+        /// What it names.
+        found: String,
+    },
     /// A run does not say how the engine was set.
     #[error(
         "{run}: expected a deployment (run.json, or an engine.json in the run's folder or its parent), found none"
@@ -110,6 +156,7 @@ pub fn uncalibrated(name: &str, engine: &str, scheduler: &str, host: &HostCosts)
             (Dispatch::PiecewiseGraph, costs(launch)),
             (Dispatch::FullGraph, costs(graph)),
         ]),
+        schedule: HostCost::default(),
         client: ClientCosts::default(),
         operator_scales: OperatorScales::default(),
         idle_threshold_ns: 2e7,
@@ -131,16 +178,23 @@ pub fn calibrate<T: OperatorTimes>(
         return Err(CalibrateError::NoRuns);
     }
     let prior = &options.prior;
+    let mut hosts: Vec<&str> = Vec::new();
     let mut observations = Vec::new();
     let mut gaps = Vec::new();
     for (index, fit_run) in runs.iter().enumerate() {
-        let (source, steps) = observe_run(fit_run, index, times, prior)?;
+        let host = hosts.iter().position(|known| *known == fit_run.host).unwrap_or_else(|| {
+            hosts.push(&fit_run.host);
+            hosts.len() - 1
+        });
+        let (source, steps) = observe_run(fit_run, index, host, times, prior)?;
         observations.extend(steps);
         if source == Source::Steps {
-            gaps.push(observed_gaps(&fit_run.run));
+            gaps.push((host, observed_gaps(&fit_run.run)));
         }
     }
     let fit = fit::fit(&observations, &prior.dispatch, &prior.operator_scales);
+    let factor_of = |host: usize| fit.host_factors.get(host).copied().unwrap_or(1.0);
+    let gaps: Vec<_> = gaps.into_iter().map(|(host, gaps)| (factor_of(host), gaps)).collect();
     let mut num_steps: BTreeMap<String, u64> = BTreeMap::new();
     for o in &observations {
         *num_steps.entry(o.dispatch.name().to_owned()).or_default() += 1;
@@ -154,9 +208,11 @@ pub fn calibrate<T: OperatorTimes>(
         step_error: fit.step_error.iter().map(|(d, e)| (d.name().to_owned(), *e)).collect(),
         not_identified: fit.not_identified,
         disturbed_share: fit.disturbed_share,
+        host_factors: hosts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), factor_of(i))).collect(),
     };
     Ok(EngineProfile {
         dispatch: fit.dispatch.into_iter().filter(|(d, _)| was_seen(*d, &observations, prior)).collect(),
+        schedule: fit.schedule,
         client: fit::fit_client(&gaps, &prior.client),
         operator_scales: fit.scales,
         host_factor: 1.0,
@@ -174,6 +230,7 @@ fn was_seen(dispatch: Dispatch, observations: &[Observation], prior: &EngineProf
 fn observe_run<T: OperatorTimes>(
     fit_run: &FitRun,
     index: usize,
+    host: usize,
     times: &T,
     prior: &EngineProfile,
 ) -> Result<(Source, Vec<Observation>), CalibrateError> {
@@ -191,6 +248,7 @@ fn observe_run<T: OperatorTimes>(
         let parts = model.gpu_parts(&batch).map_err(wrap)?;
         observations.push(Observation {
             run: index,
+            host,
             dispatch: parts.dispatch,
             batch,
             gpu: ClassTimes {
@@ -202,6 +260,7 @@ fn observe_run<T: OperatorTimes>(
             num_launches: parts.num_launches,
             after_idle: step.after_idle,
             time_ns: step.time_ns,
+            schedule_ns: step.schedule_ns,
         });
     }
     Ok((source, observations))

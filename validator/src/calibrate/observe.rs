@@ -10,6 +10,8 @@ pub struct ObservedStep {
     pub batch: StepBatch,
     /// How long it took, ns.
     pub time_ns: f64,
+    /// The scheduler's part of it, ns; `None` when not recorded.
+    pub schedule_ns: Option<f64>,
     /// Whether the engine had nothing to do before it.
     pub after_idle: bool,
 }
@@ -79,13 +81,14 @@ pub fn observed_steps(run: &Run, profile: &EngineProfile) -> Result<(Source, Vec
         steps.push(ObservedStep {
             batch: StepBatch { prefill_chunks: vec![chunk], decode_contexts: Vec::new() },
             time_ns: first.saturating_since(request.arrival_time_ns).0 as f64,
+            schedule_ns: None,
             after_idle: idle,
         });
         let gaps = decode_gaps(run, request, first, end);
         for (i, gap) in gaps.into_iter().enumerate() {
             let context = request.num_prefill_tokens.saturating_add(i as u32);
             let batch = StepBatch { prefill_chunks: Vec::new(), decode_contexts: vec![context] };
-            steps.push(ObservedStep { batch, time_ns: gap, after_idle: false });
+            steps.push(ObservedStep { batch, time_ns: gap, schedule_ns: None, after_idle: false });
         }
     }
     Ok((source, steps))
@@ -109,7 +112,12 @@ fn from_steps(steps: &[StepMetrics], idle_threshold_ns: f64) -> Vec<ObservedStep
         .map(|step| {
             let after_idle = last_end.is_none_or(|last| is_idle(last, step.step_start_ns, idle_threshold_ns));
             last_end = Some(step.end_ns());
-            ObservedStep { batch: step.batch.clone(), time_ns: step.step_duration_ns.0 as f64, after_idle }
+            ObservedStep {
+                batch: step.batch.clone(),
+                time_ns: step.step_duration_ns.0 as f64,
+                schedule_ns: Some(step.schedule_ns.0 as f64),
+                after_idle,
+            }
         })
         .collect()
 }

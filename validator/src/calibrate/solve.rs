@@ -1,6 +1,6 @@
 //! A robust, bounded linear fit with priors: the one solver of calibration.
 //!
-//! Minimises `sum_i w_i |y_i - x_i theta| / (sigma y_i) + sum_j ((theta_j - prior_j) / width_j)^2 / 2` within bounds, the
+//! Minimises `sum_i w_i |y_i - x_i theta| / (sigma scale_i) + sum_j ((theta_j - prior_j) / width_j)^2 / 2` within bounds, the
 //! first term by iteratively reweighted least squares (Holland and Welsch 1977), the bounds by projected
 //! coordinate descent on the normal equations. Relative residuals: a step of 2 ms and one of 50 ms count alike.
 
@@ -24,8 +24,11 @@ pub struct Parameter {
 pub struct Row {
     /// Factors of the parameters.
     pub x: Vec<f64>,
-    /// Observed value, positive.
+    /// Observed value.
     pub y: f64,
+    /// What the value is expected to be, positive: residuals count relative to it. Not the observed value itself, which
+    /// would let what came out long by chance count less, and draw the fit below the median.
+    pub scale: f64,
     /// Weight; 1 is one independent observation.
     pub weight: f64,
 }
@@ -66,7 +69,7 @@ pub fn solve(parameters: &[Parameter], rows: &[Row], start: &[f64]) -> Solution 
         hessian.fill(0.0);
         for row in rows {
             assert_eq!(row.x.len(), p, "one factor a parameter");
-            let inverse = 1.0 / (SIGMA * row.y);
+            let inverse = 1.0 / (SIGMA * row.scale);
             let predicted: f64 = row.x.iter().zip(&theta).zip(&scale).map(|((x, t), s)| x * t * s).sum();
             let residual = ((row.y - predicted) * inverse).abs();
             let weight = row.weight / residual.max(HUBER);
@@ -75,7 +78,7 @@ pub fn solve(parameters: &[Parameter], rows: &[Row], start: &[f64]) -> Solution 
                     continue;
                 }
                 let xj = row.x[j] * scale[j] * inverse;
-                gradient[j] += weight * xj / SIGMA;
+                gradient[j] += weight * xj * row.y * inverse;
                 for k in j..p {
                     hessian[j * p + k] += weight * xj * row.x[k] * scale[k] * inverse;
                 }
@@ -99,7 +102,7 @@ pub fn solve(parameters: &[Parameter], rows: &[Row], start: &[f64]) -> Solution 
 fn objective(parameters: &[Parameter], rows: &[Row], theta: &[f64]) -> f64 {
     let data = rows.iter().map(|row| {
         let predicted: f64 = row.x.iter().zip(theta).map(|(x, t)| x * t).sum();
-        let residual = ((row.y - predicted) / (SIGMA * row.y)).abs();
+        let residual = ((row.y - predicted) / (SIGMA * row.scale)).abs();
         let loss =
             if residual < HUBER { residual * residual / (2.0 * HUBER) } else { residual - HUBER / 2.0 };
         row.weight * loss
@@ -164,7 +167,7 @@ mod tests {
             .map(|i| {
                 let x = f64::from(i);
                 let y = 50.0 + 3.0 * x;
-                Row { x: vec![1.0, x], y: if i % 10 == 0 { 4.0 * y } else { y }, weight: 1.0 }
+                Row { x: vec![1.0, x], y: if i % 10 == 0 { 4.0 * y } else { y }, scale: y, weight: 1.0 }
             })
             .collect();
         let solution = solve(&parameters, &rows, &[1.0, 1.0]);
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn what_the_data_cannot_see_stays_at_its_prior() {
         let parameters = [parameter("seen", 1.0, 10.0), parameter("unseen", 7.0, 2.0)];
-        let rows = vec![Row { x: vec![1.0, 0.0], y: 5.0, weight: 50.0 }];
+        let rows = vec![Row { x: vec![1.0, 0.0], y: 5.0, scale: 5.0, weight: 50.0 }];
         let solution = solve(&parameters, &rows, &[1.0, 1.0]);
         assert!((solution.theta[0] - 5.0).abs() < 0.1);
         assert!((solution.theta[1] - 7.0).abs() < 1e-6);
@@ -187,7 +190,7 @@ mod tests {
     fn bounds_hold() {
         let mut p = parameter("a", 1.0, 10.0);
         p.max = 2.0;
-        let rows = vec![Row { x: vec![1.0], y: 5.0, weight: 50.0 }];
+        let rows = vec![Row { x: vec![1.0], y: 5.0, scale: 5.0, weight: 50.0 }];
         assert!((solve(&[p], &rows, &[1.0]).theta[0] - 2.0).abs() < 1e-12);
     }
 }

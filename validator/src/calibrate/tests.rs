@@ -23,6 +23,7 @@ fn truth() -> EngineProfile {
         host_pre: pre,
         host_post: HostCost::default(),
         launch_ns,
+        launch_per_seq_ns: 0.0,
         after_idle_ns,
         residual_quantiles: noise.clone(),
     };
@@ -35,6 +36,7 @@ fn truth() -> EngineProfile {
             (Dispatch::PiecewiseGraph, costs(cost(1e6, 20_000.0), 90_000.0, 2e6)),
             (Dispatch::FullGraph, costs(cost(1.2e6, 15_000.0), 0.0, 0.0)),
         ]),
+        schedule: HostCost::default(),
         client: ClientCosts {
             admit_ns: 250_000.0,
             admit_per_token_ns: 100.0,
@@ -79,7 +81,7 @@ fn real(name: &str, mode: EngineMode, workload: &Workload, profile: &EngineProfi
     deployment.max_model_len = 20_480;
     let options = SimulateOptions { seed: 7, ..SimulateOptions::default() };
     let run = simulate(&model, workload, &deployment, profile, times(), &options).unwrap().run;
-    FitRun { name: name.into(), run, model }
+    FitRun { name: name.into(), run, model, host: "known".into() }
 }
 
 fn mixed() -> Workload {

@@ -26,6 +26,7 @@ fn profile() -> EngineProfile {
         engine: "test".into(),
         scheduler: "vllm-v1".into(),
         dispatch: [(Dispatch::Eager, costs)].into(),
+        schedule: HostCost::default(),
         client: ClientCosts::default(),
         operator_scales: OperatorScales::default(),
         idle_threshold_ns: 1e9,
