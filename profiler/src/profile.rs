@@ -24,6 +24,10 @@ use crate::{
 /// So many failed device calls in a row, at different points, mean that the device is lost.
 const MAX_DEVICE_ERRORS: u32 = 5;
 
+/// Longest wait for clocks to come back before a point, and between looks at them.
+const MAX_SETTLE: Duration = Duration::from_millis(250);
+const SETTLE_STEP: Duration = Duration::from_millis(5);
+
 /// The payload that holds the plan.
 pub const PLAN: &str = "plan.json";
 
@@ -332,6 +336,7 @@ impl Run<'_> {
 
     fn measure_point(&mut self, planned: &PlannedPoint) -> Result<(), ProfileError> {
         let PlannedPoint { point, cache } = planned;
+        self.settle();
         let measurement = self.device.measure(point, *cache, &self.options.rule)?;
         measurement.stats.check().map_err(|e| ProfileError::Operator {
             operator: point.operator,
@@ -357,6 +362,15 @@ impl Run<'_> {
             flags: flags.join("|"),
         });
         Ok(())
+    }
+
+    /// Lets the GPU recover from the points before: clocks held down are then the point's own doing.
+    fn settle(&self) {
+        let Some(monitor) = self.device.monitor() else { return };
+        let began = Instant::now();
+        while began.elapsed() < MAX_SETTLE && !monitor.state().throttle_reasons.is_empty() {
+            std::thread::sleep(SETTLE_STEP);
+        }
     }
 
     fn flags(&self, point: &Point, measurement: &Measurement, state: &GpuState) -> Vec<&'static str> {

@@ -79,14 +79,6 @@ impl CudaDevice {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// NVML's view of the device, or why there is none.
-    ///
-    /// # Errors
-    /// In words, for the notes of the evidence.
-    pub fn monitor(&self) -> Result<&NvmlMonitor, &str> {
-        self.monitor.as_ref().map_err(String::as_str)
-    }
-
     /// Runs device work on this thread, and names the point if it fails.
     fn at_point<T>(
         &mut self,
@@ -141,6 +133,10 @@ impl Device for CudaDevice {
 
     fn state(&mut self) -> GpuState {
         self.monitor.as_ref().map(NvmlMonitor::state).unwrap_or_default()
+    }
+
+    fn monitor(&self) -> Option<NvmlMonitor> {
+        self.monitor.as_ref().ok().cloned()
     }
 
     fn check(&mut self, point: &Point) -> Result<CheckReport, ProfileError> {

@@ -9,7 +9,7 @@ use rand_pcg::Pcg64;
 use super::Envelope;
 
 /// Batches drawn at random, so that what lies between the grids is seen too.
-const NUM_RANDOM: usize = 48;
+const NUM_RANDOM: usize = 96;
 
 /// Every batch within the envelope whose sequences are at most `max_len` long, each once, in a fixed order.
 pub(super) fn of(envelope: &Envelope, max_len: u32) -> Vec<StepBatch> {
@@ -118,10 +118,16 @@ fn several_chunks() -> Vec<StepBatch> {
     batches.push(chunks(&[(100, 3996), (1800, 0), (148, 0)]));
     batches.push(chunks(&[(256, 2048); 4]));
     batches.push(chunks(&[(700, 0), (300, 0), (200, 0), (100, 0), (50, 0), (25, 0)]));
+    batches.push(chunks(&[(1000, 0), (600, 0), (300, 0), (148, 0)]));
+    batches.push(chunks(&[(96, 416), (512, 0), (512, 0), (512, 0), (416, 0)]));
+    for rest in [64, 256, 512, 1024] {
+        batches.push(chunks(&[(2048 - rest, 0), (rest, 0)]));
+        batches.push(chunks(&[(rest, 4096), (2048 - rest, 0)]));
+    }
     batches
 }
 
-/// A chunk among decodes.
+/// A chunk, or the chunks of several prompts, among decodes.
 fn mixed() -> Vec<StepBatch> {
     let mut batches = Vec::new();
     for (num_tokens, context_len) in
@@ -129,6 +135,13 @@ fn mixed() -> Vec<StepBatch> {
     {
         for (batch_size, keys) in [(1, 500), (4, 1000), (16, 400), (40, 1000), (48, 200), (128, 500)] {
             let mut batch = chunks(&[(num_tokens, context_len)]);
+            batch.decode_contexts = vec![keys; batch_size];
+            batches.push(batch);
+        }
+    }
+    for (count, num_tokens) in [(2, 256), (4, 500), (8, 250), (7, 100)] {
+        for (batch_size, keys) in [(8, 300), (32, 600), (100, 300)] {
+            let mut batch = chunks(&vec![(num_tokens, 0); count]);
             batch.decode_contexts = vec![keys; batch_size];
             batches.push(batch);
         }
