@@ -141,8 +141,10 @@ impl ClientCosts {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OperatorScales {
-    /// Matrix products.
-    pub gemm: f64,
+    /// Matrix products of batches with a prefill chunk.
+    pub prefill_gemm: f64,
+    /// Matrix products of decode-only batches, which read weights and compute little.
+    pub decode_gemm: f64,
     /// Attention of prefill chunks (and of mixed batches).
     pub prefill_attention: f64,
     /// Attention of decode-only batches.
@@ -153,14 +155,21 @@ pub struct OperatorScales {
 
 impl Default for OperatorScales {
     fn default() -> Self {
-        Self { gemm: 1.0, prefill_attention: 1.0, decode_attention: 1.0, other: 1.0 }
+        Self {
+            prefill_gemm: 1.0,
+            decode_gemm: 1.0,
+            prefill_attention: 1.0,
+            decode_attention: 1.0,
+            other: 1.0,
+        }
     }
 }
 
 impl OperatorScales {
     fn check(&self) -> Result<(), CheckError> {
         for (key, value) in [
-            ("gemm", self.gemm),
+            ("prefill_gemm", self.prefill_gemm),
+            ("decode_gemm", self.decode_gemm),
             ("prefill_attention", self.prefill_attention),
             ("decode_attention", self.decode_attention),
             ("other", self.other),

@@ -9,8 +9,13 @@ use plumbline_bundles::CacheState;
 use plumbline_profiler::{CudaDevice, Device, Point, ProfileError, StoppingRule};
 use plumbline_schema::{Heads, ModelSpec, Operator, OperatorShape, StepBatch, forward_pass};
 
-const RULE: StoppingRule =
-    StoppingRule { min_samples: 10, max_samples: 40, max_relative_error: 0.01, time_limit_ns: 50_000_000 };
+const RULE: StoppingRule = StoppingRule {
+    min_samples: 10,
+    max_samples: 40,
+    max_relative_error: 0.01,
+    time_limit_ns: 50_000_000,
+    warm_up_ns: 0,
+};
 
 fn attention(chunks: &str, decodes: &str, heads: Heads) -> Result<Point, Box<dyn std::error::Error>> {
     let batch = StepBatch::parse(chunks, decodes)?;

@@ -28,12 +28,20 @@ pub struct StoppingRule {
     pub max_relative_error: f64,
     /// Stop after this long, ns.
     pub time_limit_ns: u64,
+    /// Run the point's own launches for this long before the first sample, ns: clocks are then those it sustains.
+    pub warm_up_ns: u64,
 }
 
 impl Default for StoppingRule {
-    /// At least 10 and at most 60 samples, until the mean is known to 0.5 %, for at most 100 ms.
+    /// At least 10 and at most 60 samples, until the mean is known to 0.5 %, for at most 100 ms; no warm-up of its own.
     fn default() -> Self {
-        Self { min_samples: 10, max_samples: 60, max_relative_error: 0.005, time_limit_ns: 100_000_000 }
+        Self {
+            min_samples: 10,
+            max_samples: 60,
+            max_relative_error: 0.005,
+            time_limit_ns: 100_000_000,
+            warm_up_ns: 0,
+        }
     }
 }
 

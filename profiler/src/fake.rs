@@ -344,8 +344,13 @@ mod tests {
         Point { operator: Operator::OProj, shape: OperatorShape::Gemm { m, n: 4096, k: 4096 }, batch: None }
     }
 
-    const RULE: StoppingRule =
-        StoppingRule { min_samples: 5, max_samples: 200, max_relative_error: 1e-3, time_limit_ns: 0 };
+    const RULE: StoppingRule = StoppingRule {
+        min_samples: 5,
+        max_samples: 200,
+        max_relative_error: 1e-3,
+        time_limit_ns: 0,
+        warm_up_ns: 0,
+    };
 
     #[test]
     fn the_law_matches_hand_worked_times() {

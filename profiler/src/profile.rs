@@ -12,7 +12,10 @@ use std::{
 use plumbline_bundles::{
     Bundle, BundleWriter, Evidence, FormatVersion, GpuState, HostCosts, Manifest, Sample, bundle,
 };
-use plumbline_schema::{InputError, Location, ModelSpec, Operator, roofline::floor_ns};
+use plumbline_schema::{
+    InputError, Location, ModelSpec, Operator,
+    roofline::{floor_ns, roofline_ns},
+};
 
 use crate::{
     device::{Device, Measurement, Point, StoppingRule},
@@ -27,6 +30,8 @@ const MAX_DEVICE_ERRORS: u32 = 5;
 /// Longest wait for clocks to come back before a point, and between looks at them.
 const MAX_SETTLE: Duration = Duration::from_millis(250);
 const SETTLE_STEP: Duration = Duration::from_millis(5);
+/// How long compute-bound launches run before they are timed, ns: an engine's prefill steps follow each other.
+const SUSTAINED_NS: u64 = 150_000_000;
 
 /// The payload that holds the plan.
 pub const PLAN: &str = "plan.json";
@@ -337,7 +342,8 @@ impl Run<'_> {
     fn measure_point(&mut self, planned: &PlannedPoint) -> Result<(), ProfileError> {
         let PlannedPoint { point, cache } = planned;
         self.settle();
-        let measurement = self.device.measure(point, *cache, &self.options.rule)?;
+        let rule = self.rule_of(point);
+        let measurement = self.device.measure(point, *cache, &rule)?;
         measurement.stats.check().map_err(|e| ProfileError::Operator {
             operator: point.operator,
             shape: point.shape,
@@ -362,6 +368,18 @@ impl Run<'_> {
             flags: flags.join("|"),
         });
         Ok(())
+    }
+
+    /// A point bound by the tensor cores draws more power than the board may; it is timed at the clocks it sustains.
+    fn rule_of(&self, point: &Point) -> StoppingRule {
+        let rule = self.options.rule;
+        let is_matrix_work = point.operator.is_gemm() || point.operator == Operator::Attention;
+        let memory_ns = point.shape.bytes().0 as f64 / self.device.spec().hbm_bandwidth_bytes_per_s * 1e9;
+        if is_matrix_work && roofline_ns(&point.shape, self.device.spec()) > memory_ns {
+            StoppingRule { warm_up_ns: rule.warm_up_ns.max(SUSTAINED_NS), ..rule }
+        } else {
+            rule
+        }
     }
 
     /// Lets the GPU recover from the points before: clocks held down are then the point's own doing.

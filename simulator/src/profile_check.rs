@@ -12,7 +12,8 @@ pub(crate) fn check(profile: &EngineProfile) -> Result<(), StepTimeError> {
     let scales = &profile.operator_scales;
     for (key, value) in [
         ("host_factor", profile.host_factor),
-        ("operator_scales.gemm", scales.gemm),
+        ("operator_scales.prefill_gemm", scales.prefill_gemm),
+        ("operator_scales.decode_gemm", scales.decode_gemm),
         ("operator_scales.prefill_attention", scales.prefill_attention),
         ("operator_scales.decode_attention", scales.decode_attention),
         ("operator_scales.other", scales.other),

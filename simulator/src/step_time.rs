@@ -63,6 +63,8 @@ pub struct GpuParts {
     pub dispatch: Dispatch,
     /// Tokens through the linear layers, padded to the captured size.
     pub num_tokens: u32,
+    /// Whether the batch has no prefill chunk.
+    pub is_decode_only: bool,
     /// Matrix products, ns.
     pub gemm_ns: f64,
     /// Attention, when the batch has a prefill chunk, ns; else 0.
@@ -81,7 +83,8 @@ impl GpuParts {
     /// The step's GPU time under factors, ns.
     #[must_use]
     pub fn scaled_ns(&self, scales: &OperatorScales) -> f64 {
-        self.gemm_ns * scales.gemm
+        let gemm = if self.is_decode_only { scales.decode_gemm } else { scales.prefill_gemm };
+        self.gemm_ns * gemm
             + self.prefill_attention_ns * scales.prefill_attention
             + self.decode_attention_ns * scales.decode_attention
             + self.other_ns * scales.other
@@ -253,6 +256,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         Ok(GpuParts {
             dispatch,
             num_tokens,
+            is_decode_only,
             gemm_ns: tokens.gemm_ns + seqs.gemm_ns,
             prefill_attention_ns: if is_decode_only { 0.0 } else { attention_ns },
             decode_attention_ns: if is_decode_only { attention_ns } else { 0.0 },

@@ -78,6 +78,7 @@ fn kernel_gap(gpu: &Gpu, tiny: &Launch) -> CudaResult<TimeStats> {
         max_samples: 50,
         max_relative_error: 0.0,
         time_limit_ns: 1_000_000_000,
+        warm_up_ns: 0,
     };
     stats(&timing::time(gpu, &[vec![tiny.clone()]], &rule)?.times_ns)
 }
@@ -221,6 +222,7 @@ pub fn ceilings(gpu: &mut Gpu) -> CudaResult<Ceilings> {
         max_samples: 20,
         max_relative_error: 0.0,
         time_limit_ns: 1_000_000_000,
+        warm_up_ns: 0,
     };
     let product_ns = stats(&timing::time(gpu, &prepared.sets, &rule)?.times_ns)?.p50_ns;
     Ok(Ceilings {

@@ -44,6 +44,18 @@ fn enqueue(gpu: &Gpu, sets: &[Vec<Launch>], count: usize) -> CudaResult<()> {
     sets.iter().cycle().take(count).flatten().try_for_each(|launch| launch.enqueue(&gpu.stream))
 }
 
+/// Replays a graph for a while: power and clocks take tens of milliseconds to settle under a load.
+fn sustain(gpu: &Gpu, graph: &Graph, warm_up_ns: u64) -> CudaResult<()> {
+    let began = Instant::now();
+    while (began.elapsed().as_nanos() as u64) < warm_up_ns {
+        // Two at a time, so that the GPU has work while the host looks at the clock.
+        graph.launch(&gpu.stream)?;
+        graph.launch(&gpu.stream)?;
+        gpu.stream.synchronize()?;
+    }
+    Ok(())
+}
+
 /// Queues `count` replays with an event after each, and returns their times, ns.
 fn replay(gpu: &Gpu, graph: &Graph, count: u32, is_long: bool) -> CudaResult<Vec<f64>> {
     let events = (0..=count).map(|_| Event::new(&gpu.context)).collect::<CudaResult<Vec<_>>>()?;
@@ -69,6 +81,7 @@ pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<
     let launches = rounds * sets.len();
     let graph = gpu.stream.capture(|| enqueue(gpu, sets, launches))?;
     graph.upload(&gpu.stream)?;
+    sustain(gpu, &graph, rule.warm_up_ns)?;
 
     let is_long = estimate * launches as f64 > LONG_REPLAY_NS;
     let began = Instant::now();

@@ -19,8 +19,10 @@ use super::{
 /// GPU time of a step by the classes that have a scale of their own, ns, unscaled.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClassTimes {
-    /// Matrix products.
-    pub gemm: f64,
+    /// Matrix products of steps with a prefill chunk.
+    pub prefill_gemm: f64,
+    /// Matrix products of decode-only steps.
+    pub decode_gemm: f64,
     /// Attention of steps with a prefill chunk.
     pub prefill_attention: f64,
     /// Attention of decode-only steps.

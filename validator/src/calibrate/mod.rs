@@ -252,7 +252,8 @@ fn observe_run<T: OperatorTimes>(
             dispatch: parts.dispatch,
             batch,
             gpu: ClassTimes {
-                gemm: parts.gemm_ns,
+                prefill_gemm: if parts.is_decode_only { 0.0 } else { parts.gemm_ns },
+                decode_gemm: if parts.is_decode_only { parts.gemm_ns } else { 0.0 },
                 prefill_attention: parts.prefill_attention_ns,
                 decode_attention: parts.decode_attention_ns,
                 other: parts.other_ns,
