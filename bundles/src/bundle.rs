@@ -74,6 +74,16 @@ impl Bundle {
         &self.digest
     }
 
+    /// SHA-256 over the digests of the predictors, hex: what an engine profile was fitted on.
+    ///
+    /// Unlike [`Self::digest`] it stays when a profile is added to the bundle.
+    #[must_use]
+    pub fn predictors_digest(&self) -> String {
+        let predictors = self.manifest.files.iter().filter(|(name, _)| name.starts_with("predictors/"));
+        let lines: String = predictors.map(|(name, entry)| format!("{name} {}\n", entry.sha256)).collect();
+        sha256_hex(lines.as_bytes())
+    }
+
     /// Reads a payload, after its length and digest have been checked.
     ///
     /// # Errors

@@ -191,8 +191,8 @@ pub struct FittedOn {
     pub gpu: String,
     /// GPU of the bundle whose operator times were used; differs from `gpu` when transferred.
     pub bundle_gpu: String,
-    /// SHA-256 of the bundle's manifest, hex.
-    pub bundle_digest: String,
+    /// SHA-256 over the digests of the bundle's predictors, hex: with other predictors, calibrate anew.
+    pub predictors_digest: String,
     /// Names of the runs fitted on.
     pub runs: Vec<String>,
     /// Number of steps fitted on, by dispatch name.

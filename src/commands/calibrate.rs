@@ -85,7 +85,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         prior: prior(&bundle, &args.engine, &fit_on)?,
         gpu: predictors.gpu().name.clone(),
         bundle_gpu: predictors.source_gpu().name.clone(),
-        bundle_digest: bundle.digest().to_owned(),
+        predictors_digest: bundle.predictors_digest(),
     };
     let times = BundleTimes { predictors: &predictors, out_of_domain: OutOfDomain::Extrapolate };
     let profile = calibrate(&fit_on, &times, &options)?;

@@ -166,6 +166,10 @@ fn run_case(case: &Case, machines: &Machines, options: &ValidateOptions) -> Resu
     let model = ModelSpec::load(&case.model)?;
     let times = BundleTimes { predictors: &machine.predictors, out_of_domain: options.out_of_domain };
     let mut notes = Vec::new();
+    let fitted_with = &profile.fitted_on.predictors_digest;
+    if !fitted_with.is_empty() && *fitted_with != machine.bundle.predictors_digest() {
+        notes.push(format!("`{}` was calibrated with other predictors than the bundle's", profile.name));
+    }
     if !case.host_runs.is_empty() {
         let runs = case.host_runs.iter().map(|folder| FitRun::read(folder, Some(&model)));
         let runs = runs.collect::<Result<Vec<_>, _>>()?;

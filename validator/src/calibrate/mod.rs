@@ -83,8 +83,8 @@ pub struct CalibrateOptions {
     pub gpu: String,
     /// Plumbline's name of the GPU whose operator times are used; differs from `gpu` when transferred.
     pub bundle_gpu: String,
-    /// SHA-256 of the bundle's manifest, hex.
-    pub bundle_digest: String,
+    /// Digest of the bundle's predictors, as `Bundle::predictors_digest` gives it.
+    pub predictors_digest: String,
 }
 
 /// A calibration that cannot be made.
@@ -202,7 +202,7 @@ pub fn calibrate<T: OperatorTimes>(
     let fitted_on = FittedOn {
         gpu: options.gpu.clone(),
         bundle_gpu: options.bundle_gpu.clone(),
-        bundle_digest: options.bundle_digest.clone(),
+        predictors_digest: options.predictors_digest.clone(),
         runs: runs.iter().map(|r| r.name.clone()).collect(),
         num_steps,
         step_error: fit.step_error.iter().map(|(d, e)| (d.name().to_owned(), *e)).collect(),

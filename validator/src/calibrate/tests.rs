@@ -95,7 +95,7 @@ fn options() -> CalibrateOptions {
         prior: prior(),
         gpu: "h100-sxm5-80gb".into(),
         bundle_gpu: "h100-sxm5-80gb".into(),
-        bundle_digest: "0".repeat(64),
+        predictors_digest: "0".repeat(64),
     }
 }
 
