@@ -80,8 +80,8 @@ impl Bundle {
     #[must_use]
     pub fn predictors_digest(&self) -> String {
         let predictors = self.manifest.files.iter().filter(|(name, _)| name.starts_with("predictors/"));
-        let lines: String = predictors.map(|(name, entry)| format!("{name} {}\n", entry.sha256)).collect();
-        sha256_hex(lines.as_bytes())
+        let lines: Vec<_> = predictors.map(|(name, entry)| format!("{name} {}\n", entry.sha256)).collect();
+        sha256_hex(lines.concat().as_bytes())
     }
 
     /// Reads a payload, after its length and digest have been checked.

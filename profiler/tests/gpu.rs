@@ -10,8 +10,13 @@ use plumbline_schema::{Heads, Operator, OperatorShape, StepBatch, roofline::floo
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-const RULE: StoppingRule =
-    StoppingRule { min_samples: 10, max_samples: 50, max_relative_error: 0.005, time_limit_ns: 500_000_000 };
+const RULE: StoppingRule = StoppingRule {
+    min_samples: 10,
+    max_samples: 50,
+    max_relative_error: 0.005,
+    time_limit_ns: 500_000_000,
+    warm_up_ns: 0,
+};
 
 /// One test at a time: timings must not disturb each other, and the device's memory is taken whole.
 static GPU: Mutex<()> = Mutex::new(());

@@ -6,7 +6,6 @@
 //! [`mod@replay`] asks whether a scheduler forms the batches that a real engine formed.
 
 pub mod kv_cache;
-mod profile_check;
 pub mod replay;
 pub mod residual;
 pub mod scheduler;

@@ -11,10 +11,7 @@ use plumbline_schema::{
 };
 use thiserror::Error;
 
-use crate::{
-    profile_check,
-    times::{OperatorTimes, ProvenanceTimes},
-};
+use crate::times::{OperatorTimes, ProvenanceTimes};
 
 /// Why a step's time cannot be told.
 #[derive(Debug, Error)]
@@ -50,9 +47,9 @@ pub enum StepTimeError {
         /// Dotted path of the key.
         key: String,
         /// What must stand there.
-        expected: &'static str,
+        expected: String,
         /// What stands there.
-        found: f64,
+        found: String,
     },
 }
 
@@ -203,7 +200,12 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         profile: &EngineProfile,
         deployment: &Deployment,
     ) -> Result<Self, StepTimeError> {
-        profile_check::check(profile)?;
+        profile.check().map_err(|e| StepTimeError::InvalidProfile {
+            profile: profile.name.clone(),
+            key: e.key,
+            expected: e.expected,
+            found: e.found,
+        })?;
         let tp = deployment.tensor_parallel_size;
         let heads = forward::heads_per_gpu(model, tp)?;
         let one_token = BatchShape { num_tokens: 1, num_seqs: 1, ..BatchShape::default() };

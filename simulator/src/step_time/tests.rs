@@ -182,20 +182,23 @@ fn impossible_profiles_are_refused_by_key() {
     let refused = |change: fn(&mut EngineProfile)| {
         let mut profile = profile();
         change(&mut profile);
-        profile_check::check(&profile).unwrap_err().to_string()
+        let qwen = ModelSpec::load("qwen3-0.6b").unwrap();
+        let built =
+            StepTimeModel::new(&qwen, FixedTimes::default(), &profile, &deployment(EngineMode::Eager));
+        built.err().unwrap().to_string()
     };
     assert_eq!(
         refused(|p| p.host_factor = 0.0),
-        "engine profile `test`, key `host_factor`: expected a finite factor above 0, found 0"
+        "engine profile `test`, key `host_factor`: expected a finite number above 0, found 0"
     );
     assert_eq!(
         refused(|p| p.dispatch.get_mut(&Dispatch::Eager).unwrap().host_pre.per_seq_ns = f64::NAN),
-        "engine profile `test`, key `dispatch.eager.host_pre.per_seq_ns`: expected a finite cost of at least 0 ns, found NaN"
+        "engine profile `test`, key `dispatch.eager.host_pre.per_seq_ns`: expected a finite number from 0, found NaN"
     );
     assert_eq!(
         refused(|p| {
             p.dispatch.get_mut(&Dispatch::Eager).unwrap().residual_quantiles = vec![0.9, 0.8];
         }),
-        "engine profile `test`, key `dispatch.eager.residual_quantiles[1]`: expected finite ratios from 0, ascending, found 0.8"
+        "engine profile `test`, key `dispatch.eager.residual_quantiles[1]`: expected at least 0.9, the one before, found 0.8"
     );
 }

@@ -80,6 +80,8 @@ const ROUNDS: usize = 10;
 /// A parameter whose prior is left this wide was not pinned by the data.
 const NOT_PINNED: f64 = 0.7;
 const RESIDUAL_QUANTILES: usize = 101;
+/// No step takes less than the GPU's time and this share of the host's; below lies what the GPU's prediction missed.
+const MIN_RATIO: f64 = 0.05;
 /// Fewest steps that make a distribution.
 const MIN_RESIDUALS: usize = 20;
 /// Steps around a step that tell whether its host was disturbed.
@@ -220,7 +222,7 @@ impl Problem {
     /// Real over predicted host time, the GPU's part being as predicted.
     fn host_ratio(&self, o: &Observation, theta: &[f64], host_factor: f64) -> f64 {
         let (predicted, host) = self.predicted(o, theta, host_factor);
-        (1.0 + (o.time_ns - predicted) / host.max(1.0)).max(0.0)
+        (1.0 + (o.time_ns - predicted) / host.max(1.0)).max(MIN_RATIO)
     }
 
     /// The observations outside of stretches in which the host was disturbed.

@@ -121,7 +121,7 @@ fn a_known_graph_engine_is_recovered_and_predicts_an_unseen_workload() {
     near(fitted.dispatch[&Dispatch::PiecewiseGraph].after_idle_ns, 2e6, 0.2);
     near(fitted.client.admit_ns, 250_000.0, 0.1);
     near(fitted.client.between_steps.constant_ns, 15_000.0, 0.1);
-    assert_eq!(fitted.fitted_on.disturbed_share, 0.0);
+    assert!(fitted.fitted_on.disturbed_share < 1e-9);
 
     let unseen: Vec<_> =
         (0..120).map(|i| (i * 31, 60 + (i as u32 * 97) % 1500, 10 + (i as u32 * 13) % 80)).collect();
