@@ -15,6 +15,9 @@ const MIN_OVERHEAD_SHARE: f64 = 0.05;
 const LARGE_ERROR: f64 = 0.05;
 /// Rounds of weighing rows by their last error.
 const REWEIGHTINGS: usize = 8;
+/// Weight of the squared coefficients, in rows: a part that hardly shows in the rows must not take a large coefficient
+/// from noise, which shapes where it does show would then pay for.
+const SHRINKAGE: f64 = 1e-5;
 /// Sweeps over all unknowns; the small quadratic has settled long before.
 const SWEEPS: usize = 2000;
 
@@ -56,7 +59,10 @@ fn solve(columns: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
     let unknowns = columns[0].len();
     let weighted = || columns.iter().zip(weights);
     let product = |i: usize, j: usize| weighted().map(|(row, weight)| weight * row[i] * row[j]).sum::<f64>();
-    let gram: Vec<Vec<f64>> = (0..unknowns).map(|i| (0..unknowns).map(|j| product(i, j)).collect()).collect();
+    let mut gram: Vec<Vec<f64>> =
+        (0..unknowns).map(|i| (0..unknowns).map(|j| product(i, j)).collect()).collect();
+    let shrinkage = SHRINKAGE * weights.iter().sum::<f64>();
+    gram.iter_mut().enumerate().skip(1).for_each(|(i, row)| row[i] += shrinkage);
     let target: Vec<f64> =
         (0..unknowns).map(|i| weighted().map(|(row, weight)| weight * row[i]).sum()).collect();
     let mut x = vec![0.0; unknowns];
