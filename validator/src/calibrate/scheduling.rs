@@ -46,8 +46,14 @@ impl Scheduling {
         };
         let medians: BTreeMap<usize, f64> =
             by_host.into_iter().filter_map(|(host, ratios)| Some((host, median(ratios)?))).collect();
-        // Against host 0's own median, so that its factor is 1 whatever the fit left over.
+        // By host 0's own median, so that its factor is 1 whatever the fit left over; other hosts are held against the
+        // same cost later, by `host_factor`.
         let base = medians.get(&0).copied().unwrap_or(1.0);
+        let cost = HostCost {
+            constant_ns: base * cost.constant_ns,
+            per_seq_ns: base * cost.per_seq_ns,
+            per_token_ns: base * cost.per_token_ns,
+        };
         let host_factors = medians
             .into_iter()
             .map(|(host, m)| (host, (m / base).clamp(MIN_HOST_FACTOR, MAX_HOST_FACTOR)))

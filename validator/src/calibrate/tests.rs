@@ -193,3 +193,22 @@ fn the_same_runs_give_the_same_profile() {
     );
     assert!(matches!(calibrate(&[], &times(), &options()), Err(CalibrateError::NoRuns)));
 }
+
+/// The same engine on a host half as fast: told by its scheduler's time, when fitting and when predicting.
+#[test]
+fn a_slower_host_is_told_by_its_scheduler() {
+    let mut fast = truth();
+    fast.schedule = HostCost { constant_ns: 50_000.0, per_seq_ns: 7_000.0, per_token_ns: 0.0 };
+    let slow = EngineProfile { host_factor: 2.0, ..fast.clone() };
+    let mut runs = vec![real("fast", EngineMode::Eager, &mixed(), &fast)];
+    runs.push(FitRun { host: "slow".into(), ..real("slow", EngineMode::Eager, &mixed(), &slow) });
+    let fitted = calibrate(&runs, &times(), &options()).unwrap();
+    near(fitted.fitted_on.host_factors["slow"], 2.0, 0.02);
+    near(fitted.dispatch[&Dispatch::Eager].launch_ns, 40_000.0, 0.1);
+    let factor = |run: &FitRun| host_factor(std::slice::from_ref(run), &times(), &fitted).unwrap().factor;
+    near(factor(&runs[0]), 1.0, 0.02);
+    near(factor(&runs[1]), 2.0, 0.02);
+    // Without the scheduler's time the host's share of the steps says the same.
+    runs[1].run.steps.iter_mut().for_each(|step| step.schedule_ns = Nanos::ZERO);
+    near(factor(&runs[1]), 2.0, 0.05);
+}
