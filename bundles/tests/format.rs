@@ -286,7 +286,11 @@ fn bad_engine_profiles_name_the_key() {
     let cases = [
         ("\"name\": \"made-up\"", "\"name\": \"../x\"", "key `name`"),
         ("\"launch_ns\": 0.0", "\"launch_ns\": -1.0", "key `dispatch.eager.launch_ns`"),
-        ("\"prefill_gemm\": 1.0", "\"prefill_gemm\": 5.5", "key `operator_scales.prefill_gemm`: expected a factor from 0.2 to 5"),
+        (
+            "\"prefill_gemm\": 1.0",
+            "\"prefill_gemm\": 5.5",
+            "key `operator_scales.prefill_gemm`: expected a factor from 0.2 to 5",
+        ),
         ("1.1\n", "0.95\n", "key `dispatch.eager.residual_quantiles[2]`: expected at least 1"),
         ("0.9,", "0.0,", "key `dispatch.eager.residual_quantiles[0]`: expected a finite number above 0"),
         ("\"host_factor\": 1.0", "\"host_factor\": 0.0", "key `host_factor`"),
