@@ -150,6 +150,9 @@ impl FromStr for Operator {
     }
 }
 
+/// Most numbers in any operator's shape.
+pub const MAX_SHAPE_COLUMNS: usize = 10;
+
 /// The head layout of an attention layer on one GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Heads {
@@ -248,18 +251,29 @@ impl OperatorShape {
     /// The shape's numbers, in the order of [`Operator::shape_columns`].
     #[must_use]
     pub fn values(&self) -> Vec<u64> {
-        let wide = |numbers: &[u32]| numbers.iter().map(|&x| u64::from(x)).collect();
+        let mut numbers = [0; MAX_SHAPE_COLUMNS];
+        let len = self.fill_values(&mut numbers);
+        numbers[..len].to_vec()
+    }
+
+    /// Writes the shape's numbers to the front of `numbers` and returns how many there are; allocates nothing.
+    pub fn fill_values(&self, numbers: &mut [u64; MAX_SHAPE_COLUMNS]) -> usize {
+        let mut fill = |values: &[u64]| {
+            numbers[..values.len()].copy_from_slice(values);
+            values.len()
+        };
         match *self {
             Self::Embedding { num_tokens, hidden_size } | Self::RmsNorm { num_tokens, hidden_size } => {
-                wide(&[num_tokens, hidden_size])
+                fill(&[num_tokens, hidden_size].map(u64::from))
             }
             Self::QkNorm { num_tokens, heads } | Self::Rope { num_tokens, heads } => {
-                wide(&[num_tokens, heads.num_q_heads, heads.num_kv_heads, heads.head_dim])
+                let Heads { num_q_heads, num_kv_heads, head_dim } = heads;
+                fill(&[num_tokens, num_q_heads, num_kv_heads, head_dim].map(u64::from))
             }
             Self::KvCacheWrite { num_tokens, num_kv_heads, head_dim } => {
-                wide(&[num_tokens, num_kv_heads, head_dim])
+                fill(&[num_tokens, num_kv_heads, head_dim].map(u64::from))
             }
-            Self::Attention { heads, load } => vec![
+            Self::Attention { heads, load } => fill(&[
                 heads.num_q_heads.into(),
                 heads.num_kv_heads.into(),
                 heads.head_dim.into(),
@@ -270,11 +284,30 @@ impl OperatorShape {
                 load.num_decode_seqs.into(),
                 load.decode_kv_tokens,
                 load.max_decode_kv_tokens.into(),
-            ],
-            Self::Gemm { m, n, k } => wide(&[m, n, k]),
-            Self::SiluMul { num_tokens, intermediate_size } => wide(&[num_tokens, intermediate_size]),
-            Self::Sample { num_seqs, vocab_size } => wide(&[num_seqs, vocab_size]),
-            Self::Collective { message_bytes, num_ranks } => vec![message_bytes, num_ranks.into()],
+            ]),
+            Self::Gemm { m, n, k } => fill(&[m, n, k].map(u64::from)),
+            Self::SiluMul { num_tokens, intermediate_size } => {
+                fill(&[num_tokens, intermediate_size].map(u64::from))
+            }
+            Self::Sample { num_seqs, vocab_size } => fill(&[num_seqs, vocab_size].map(u64::from)),
+            Self::Collective { message_bytes, num_ranks } => fill(&[message_bytes, num_ranks.into()]),
+        }
+    }
+
+    /// Whether this is a shape that `operator` has.
+    #[must_use]
+    pub const fn is_of(&self, operator: Operator) -> bool {
+        match self {
+            Self::Embedding { .. } => matches!(operator, Operator::Embedding),
+            Self::RmsNorm { .. } => matches!(operator, Operator::RmsNorm),
+            Self::QkNorm { .. } => matches!(operator, Operator::QkNorm),
+            Self::Rope { .. } => matches!(operator, Operator::Rope),
+            Self::KvCacheWrite { .. } => matches!(operator, Operator::KvCacheWrite),
+            Self::Attention { .. } => matches!(operator, Operator::Attention),
+            Self::Gemm { .. } => operator.is_gemm(),
+            Self::SiluMul { .. } => matches!(operator, Operator::SiluMul),
+            Self::Sample { .. } => matches!(operator, Operator::Sample),
+            Self::Collective { .. } => operator.is_collective(),
         }
     }
 
@@ -460,6 +493,7 @@ mod tests {
             let values: Vec<u64> = (1..=operator.shape_columns().len() as u64).collect();
             let shape = OperatorShape::from_values(operator, &values).unwrap();
             assert_eq!(shape.values(), values, "{operator}");
+            assert!(shape.is_of(operator) && values.len() <= MAX_SHAPE_COLUMNS, "{operator}");
             assert_eq!(operator.name().parse::<Operator>().unwrap(), operator);
             assert_eq!(serde_json::to_string(&operator).unwrap(), format!("\"{operator}\""));
             assert!(OperatorShape::from_values(operator, &values[1..]).is_none());

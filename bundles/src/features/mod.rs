@@ -11,13 +11,12 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::roofline_ns};
+use plumbline_schema::{
+    GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::roofline_ns,
+};
 
 /// Most features or parts that any operator has.
 pub const MAX_COLUMNS: usize = 24;
-
-/// Most numbers in any operator's shape.
-pub const MAX_SHAPE_COLUMNS: usize = 10;
 
 /// Nominal cost of what no data sheet tells, ns; its coefficient says what it is.
 pub const NOMINAL_NS: f64 = 1000.0;
@@ -101,46 +100,10 @@ pub fn features(shape: &OperatorShape, gpu: &GpuSpec, overhead_ns: f64) -> Row<f
 /// The shape's numbers as [`Operator::shape_columns`] orders them; `None` when the shape is another operator's.
 #[must_use]
 pub fn shape_values(operator: Operator, shape: &OperatorShape) -> Option<Row<u64, MAX_SHAPE_COLUMNS>> {
-    let wide = |numbers: &[u32]| {
+    shape.is_of(operator).then(|| {
         let mut values = [0; MAX_SHAPE_COLUMNS];
-        for (value, &number) in values.iter_mut().zip(numbers) {
-            *value = u64::from(number);
-        }
-        Row { values, len: numbers.len() }
-    };
-    Some(match (operator, *shape) {
-        (Operator::Embedding, OperatorShape::Embedding { num_tokens, hidden_size })
-        | (Operator::RmsNorm, OperatorShape::RmsNorm { num_tokens, hidden_size }) => {
-            wide(&[num_tokens, hidden_size])
-        }
-        (Operator::QkNorm, OperatorShape::QkNorm { num_tokens, heads })
-        | (Operator::Rope, OperatorShape::Rope { num_tokens, heads }) => {
-            wide(&[num_tokens, heads.num_q_heads, heads.num_kv_heads, heads.head_dim])
-        }
-        (Operator::KvCacheWrite, OperatorShape::KvCacheWrite { num_tokens, num_kv_heads, head_dim }) => {
-            wide(&[num_tokens, num_kv_heads, head_dim])
-        }
-        (Operator::Attention, OperatorShape::Attention { heads, load }) => Row::from_slice(&[
-            heads.num_q_heads.into(),
-            heads.num_kv_heads.into(),
-            heads.head_dim.into(),
-            load.num_prefill_seqs.into(),
-            load.num_prefill_tokens.into(),
-            load.prefill_kv_tokens,
-            load.prefill_pairs,
-            load.num_decode_seqs.into(),
-            load.decode_kv_tokens,
-            load.max_decode_kv_tokens.into(),
-        ]),
-        (_, OperatorShape::Gemm { m, n, k }) if operator.is_gemm() => wide(&[m, n, k]),
-        (Operator::SiluMul, OperatorShape::SiluMul { num_tokens, intermediate_size }) => {
-            wide(&[num_tokens, intermediate_size])
-        }
-        (Operator::Sample, OperatorShape::Sample { num_seqs, vocab_size }) => wide(&[num_seqs, vocab_size]),
-        (_, OperatorShape::Collective { message_bytes, num_ranks }) if operator.is_collective() => {
-            Row::from_slice(&[message_bytes, num_ranks.into()])
-        }
-        _ => return None,
+        let len = shape.fill_values(&mut values);
+        Row { values, len }
     })
 }
 

@@ -1,10 +1,10 @@
 //! What was measured, and where a shape lies in it.
 
-use plumbline_schema::Operator;
+use plumbline_schema::{Operator, operator::MAX_SHAPE_COLUMNS};
 use serde::{Deserialize, Serialize};
 
 use super::PredictError;
-use crate::features::{MAX_SHAPE_COLUMNS, batch_columns};
+use crate::features::batch_columns;
 
 /// The shapes that were measured, as columns, sorted by the model's numbers and then the batch's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

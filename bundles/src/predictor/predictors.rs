@@ -1,9 +1,9 @@
 //! The predictors of one GPU, asked for times.
 
-use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::floor_ns};
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::floor_ns};
 
 use super::{OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance};
-use crate::features::{MAX_SHAPE_COLUMNS, Row, batch_columns, shape_values};
+use crate::features::{Row, batch_columns, shape_values};
 
 /// Why predictors cannot be used together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
