@@ -28,6 +28,6 @@ pub use manifest::{FormatVersion, Manifest};
 pub use predictor::{
     OperatorPredictor, OutOfDomain, PredictError, Prediction, Predictors, PredictorsError, Provenance,
 };
-pub use samples::{CacheState, Sample};
+pub use samples::{CacheState, Sample, StopReason};
 pub use stats::TimeStats;
 pub use verify::VerifyReport;

@@ -1,7 +1,8 @@
 //! `samples/<operator>.csv`: a row per measured point.
 //!
 //! Columns: those of [`Operator::shape_columns`]; for attention the sequences themselves
-//! (`prefill_chunks_tokens_context`, `decode_contexts`); then [`COMMON_COLUMNS`].
+//! (`prefill_chunks_tokens_context`, `decode_contexts`); then [`COMMON_COLUMNS`], of which [`OPTIONAL_COLUMNS`] may
+//! be absent.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::stats::TimeStats;
 
 /// Columns that every operator's file has, behind the shape.
-pub const COMMON_COLUMNS: [&str; 14] = [
+pub const COMMON_COLUMNS: [&str; 16] = [
     "cache",
     "num_samples",
     "min_ns",
@@ -21,6 +22,8 @@ pub const COMMON_COLUMNS: [&str; 14] = [
     "p95_ns",
     "max_ns",
     "std_ns",
+    "stop",
+    "num_attempts",
     "sm_clock_mhz",
     "memory_clock_mhz",
     "power_w",
@@ -28,6 +31,9 @@ pub const COMMON_COLUMNS: [&str; 14] = [
     "kernel",
     "flags",
 ];
+
+/// Columns that tables of format 1.0 and imported ones lack; they read as not known and as one attempt.
+pub const OPTIONAL_COLUMNS: [&str; 2] = ["stop", "num_attempts"];
 
 /// Columns of the very sequences of an attention launch, between the shape and [`COMMON_COLUMNS`].
 pub const BATCH_COLUMNS: [&str; 2] = ["prefill_chunks_tokens_context", "decode_contexts"];
@@ -49,6 +55,20 @@ pub enum CacheState {
 }
 
 impl CacheState {
+    /// The state in which a model's own launch finds the operands of an operator.
+    ///
+    /// Weights, the KV cache and rows of the embedding were last touched a step ago: cold. What works on activations
+    /// alone finds them where the launch before has just written them: hot.
+    #[must_use]
+    pub const fn in_model(operator: Operator) -> Self {
+        match operator {
+            Operator::RmsNorm | Operator::QkNorm | Operator::Rope | Operator::SiluMul | Operator::Sample => {
+                Self::Hot
+            }
+            _ => Self::Cold,
+        }
+    }
+
     /// The name in files.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -56,6 +76,34 @@ impl CacheState {
             Self::Cold => "cold",
             Self::Hot => "hot",
         }
+    }
+}
+
+/// Why the repetition of a measurement ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The mean is known as precisely as asked.
+    Converged,
+    /// As many samples as allowed, and not as precise as asked.
+    MaxSamples,
+    /// As long as allowed, and not as precise as asked.
+    TimeLimit,
+}
+
+impl StopReason {
+    /// The name in files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Converged => "converged",
+            Self::MaxSamples => "max_samples",
+            Self::TimeLimit => "time_limit",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Converged, Self::MaxSamples, Self::TimeLimit].into_iter().find(|reason| reason.name() == text)
     }
 }
 
@@ -72,6 +120,11 @@ pub struct Sample {
     pub cache: CacheState,
     /// GPU time of one launch, launched back to back from a graph, gap included.
     pub stats: TimeStats,
+    /// Why the repetition ended; `None` when not known.
+    pub stop: Option<StopReason>,
+    /// How often the point was measured until the samples were kept: more than 1 after a throttled, clock-shifted or
+    /// bimodal attempt.
+    pub num_attempts: u32,
     /// SM clock around the measurement, MHz; `None` when not known.
     pub sm_clock_mhz: Option<u32>,
     /// Memory clock around the measurement, MHz; `None` when not known.
@@ -82,7 +135,8 @@ pub struct Sample {
     pub throttle: String,
     /// What ran: kernel and configuration, or the library's algorithm.
     pub kernel: String,
-    /// Marks joined by `|`: `throttled`, `noisy`, `time_limit`, `below_floor`; empty when none.
+    /// Marks joined by `|`: `throttled`, `clock_shifted`, `bimodal`, `noisy`, `time_limit`, `below_floor`; empty when
+    /// none.
     pub flags: String,
 }
 
@@ -127,6 +181,7 @@ fn to_row(sample: &Sample) -> Vec<String> {
     // `{}` writes the shortest text that reads back as the same number.
     let times = [stats.min_ns, stats.p50_ns, stats.mean_ns, stats.p95_ns, stats.max_ns, stats.std_ns];
     row.extend(times.map(|time| time.to_string()));
+    row.extend([sample.stop.map_or("", StopReason::name).to_owned(), sample.num_attempts.to_string()]);
     let clock = |mhz: Option<u32>| mhz.map_or_else(String::new, |v| v.to_string());
     row.extend([
         clock(sample.sm_clock_mhz),
@@ -152,11 +207,14 @@ pub fn from_csv(operator: Operator, bytes: &[u8], path: &Path) -> Result<Vec<Sam
     let positions = columns
         .iter()
         .map(|column| {
-            header.iter().position(|name| name == *column).ok_or_else(|| {
-                let found: Vec<_> = header.iter().collect();
+            let found = header.iter().position(|name| name == *column);
+            if found.is_none() && !OPTIONAL_COLUMNS.contains(column) {
+                let names: Vec<_> = header.iter().collect();
                 let expected = format!("a column `{column}`");
-                InputError::invalid(path, Location::Line(1), expected, format!("`{}`", found.join(",")))
-            })
+                let names = format!("`{}`", names.join(","));
+                return Err(InputError::invalid(path, Location::Line(1), expected, names));
+            }
+            Ok(found)
         })
         .collect::<Result<Vec<_>, _>>()?;
     let mut samples = Vec::new();
@@ -177,7 +235,7 @@ struct Row<'a> {
     path: &'a Path,
     line: u64,
     columns: &'a [&'static str],
-    positions: &'a [usize],
+    positions: &'a [Option<usize>],
     record: &'a StringRecord,
 }
 
@@ -190,7 +248,7 @@ impl Row<'_> {
     /// The text of a column; `columns` has every name asked for.
     fn text(&self, column: &str) -> &str {
         let at = self.columns.iter().position(|name| *name == column);
-        at.and_then(|i| self.record.get(self.positions[i])).unwrap_or_default()
+        at.and_then(|i| self.positions[i]).and_then(|at| self.record.get(at)).unwrap_or_default()
     }
 
     fn parse_as<T: std::str::FromStr>(&self, column: &str, expected: &str) -> Result<T, InputError> {
@@ -223,6 +281,8 @@ impl Row<'_> {
             batch,
             cache,
             stats: self.stats()?,
+            stop: self.stop()?,
+            num_attempts: self.optional("num_attempts", "a count")?.unwrap_or(1),
             sm_clock_mhz: self.optional("sm_clock_mhz", "a clock in MHz, or nothing")?,
             memory_clock_mhz: self.optional("memory_clock_mhz", "a clock in MHz, or nothing")?,
             power_w,
@@ -274,6 +334,15 @@ impl Row<'_> {
             return Err(self.invalid(chunks, expected, format!("{counted:?}")));
         }
         Ok(batch)
+    }
+
+    fn stop(&self) -> Result<Option<StopReason>, InputError> {
+        let text = self.text("stop");
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let expected = "`converged`, `max_samples`, `time_limit`, or nothing";
+        StopReason::parse(text).map(Some).ok_or_else(|| self.invalid("stop", expected, format!("`{text}`")))
     }
 
     fn stats(&self) -> Result<TimeStats, InputError> {

@@ -1,6 +1,6 @@
 //! The seam between what is measured and what measures: a GPU through CUDA, or a fake with a known law.
 
-use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeStats};
+use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, StopReason, TimeStats};
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch};
 use serde::{Deserialize, Serialize};
 
@@ -66,8 +66,8 @@ pub struct Measurement {
     pub stats: TimeStats,
     /// Kernel and configuration, or the library's algorithm.
     pub kernel: String,
-    /// Whether the time limit stopped it before the rule was met.
-    pub hit_time_limit: bool,
+    /// Why the repetition ended.
+    pub stop: StopReason,
 }
 
 /// How a numeric check against the f64 reference went.

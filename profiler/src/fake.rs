@@ -14,7 +14,7 @@
 //! order nor repetition changes it.
 
 use plumbline_bundles::{
-    CacheState, DeviceIdentity, GpuState, HostCosts, TimeStats,
+    CacheState, DeviceIdentity, GpuState, HostCosts, StopReason, TimeStats,
     bundle::sha256_hex,
     host::{CopyCost, GraphLaunchCost},
 };
@@ -292,7 +292,7 @@ impl Device for FakeDevice {
             let stats = TimeStats::from_times(&times)
                 .ok_or_else(|| Self::operator_error(point, "a time that is not finite", false))?;
             if rule.is_met_by(&stats) || stats.n >= rule.max_samples {
-                return Ok(Measurement { stats, kernel: "law".into(), hit_time_limit: false });
+                return Ok(Measurement { stats, kernel: "law".into(), stop: StopReason::Converged });
             }
         }
     }

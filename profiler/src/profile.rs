@@ -10,7 +10,7 @@ use std::{
 };
 
 use plumbline_bundles::{
-    Bundle, BundleWriter, Evidence, FormatVersion, GpuState, HostCosts, Manifest, Sample, bundle,
+    Bundle, BundleWriter, Evidence, FormatVersion, GpuState, HostCosts, Manifest, Sample, StopReason, bundle,
 };
 use plumbline_schema::{
     InputError, Location, ModelSpec, Operator,
@@ -360,6 +360,8 @@ impl Run<'_> {
             batch: point.batch.clone(),
             cache: *cache,
             stats: measurement.stats,
+            stop: Some(measurement.stop),
+            num_attempts: 1,
             sm_clock_mhz: state.sm_clock_mhz,
             memory_clock_mhz: state.memory_clock_mhz,
             power_w: state.power_w,
@@ -398,7 +400,7 @@ impl Run<'_> {
         [
             ("throttled", !state.throttle_reasons.is_empty()),
             ("noisy", is_noisy),
-            ("time_limit", measurement.hit_time_limit),
+            ("time_limit", measurement.stop == StopReason::TimeLimit),
             ("below_floor", is_below),
         ]
         .into_iter()

@@ -54,6 +54,8 @@ fn sample(operator: Operator, shape: OperatorShape) -> Option<Sample> {
         throttle: String::new(),
         kernel: String::new(),
         flags: String::new(),
+        stop: None,
+        num_attempts: 1,
     })
 }
 

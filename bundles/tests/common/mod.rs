@@ -27,6 +27,8 @@ pub fn sample(operator: Operator, shape: OperatorShape, batch: Option<StepBatch>
         throttle: String::new(),
         kernel: "tile, 64x64 \"a\"".into(),
         flags: String::new(),
+        stop: None,
+        num_attempts: 1,
     }
 }
 

@@ -156,7 +156,7 @@ impl Device for CudaDevice {
             let times = timing::time(gpu, &prepared.sets, rule)?;
             let stats = TimeStats::from_times(&times.times_ns)
                 .ok_or_else(|| CudaError::Unsupported("no finite times were measured".to_owned()))?;
-            Ok(Measurement { stats, kernel: prepared.kernel, hit_time_limit: times.hit_time_limit })
+            Ok(Measurement { stats, kernel: prepared.kernel, stop: times.stop })
         })
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use plumbline_bundles::StopReason;
+
 use super::{
     driver::{CudaError, CudaResult, Event, Graph},
     launch::Launch,
@@ -21,10 +23,10 @@ const LONG_REPLAY_NS: f64 = 20e6;
 const TRIAL_LAUNCHES: usize = 16;
 const MAX_TRIAL_NS: f64 = 1.5e6;
 
-/// Times of single launches, ns, and whether the time limit cut the repetition short.
+/// Times of single launches, ns, and why the repetition ended.
 pub struct Times {
     pub times_ns: Vec<f64>,
-    pub hit_time_limit: bool,
+    pub stop: StopReason,
 }
 
 /// Runs every set once and returns the time of the slowest part of the loop, ns a launch.
@@ -94,13 +96,16 @@ pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<
         let replays = replay(gpu, &graph, count, is_long)?;
         times_ns.extend(replays.into_iter().map(|ns| ns / launches as f64));
         let n = times_ns.len() as u32;
-        if n >= rule.max_samples || (n >= rule.min_samples && is_precise(&times_ns, rule.max_relative_error))
-        {
-            return Ok(Times { times_ns, hit_time_limit: false });
-        }
-        if began.elapsed().as_nanos() as u64 >= rule.time_limit_ns {
-            return Ok(Times { times_ns, hit_time_limit: true });
-        }
+        let stop = if n >= rule.min_samples && is_precise(&times_ns, rule.max_relative_error) {
+            StopReason::Converged
+        } else if n >= rule.max_samples {
+            StopReason::MaxSamples
+        } else if began.elapsed().as_nanos() as u64 >= rule.time_limit_ns {
+            StopReason::TimeLimit
+        } else {
+            continue;
+        };
+        return Ok(Times { times_ns, stop });
     }
 }
 

@@ -59,6 +59,8 @@ pub fn sample(operator: Operator, shape: OperatorShape, batch: Option<StepBatch>
         throttle: String::new(),
         kernel: "law".into(),
         flags: String::new(),
+        stop: None,
+        num_attempts: 1,
     }
 }
 
