@@ -281,6 +281,10 @@ impl Bundle {
 /// The payload of host costs.
 pub const HOST: &str = "host.json";
 
+/// The payload of the error-versus-time curve, a list of [`CurvePoint`](crate::CurvePoint); absent where no advisor was
+/// asked.
+pub const CURVE: &str = "curve.json";
+
 /// The payload of an operator's samples.
 #[must_use]
 pub fn samples_name(operator: Operator) -> String {

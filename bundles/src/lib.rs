@@ -4,6 +4,7 @@
 //! its provenance) and [`engine_profile`] (how an engine spends it).
 
 pub mod bundle;
+pub mod curve;
 pub mod engine_profile;
 pub mod error;
 pub mod evidence;
@@ -18,6 +19,7 @@ pub mod stats;
 pub mod verify;
 
 pub use bundle::{Bundle, BundleWriter};
+pub use curve::{CurveError, CurvePoint};
 pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
 pub use error::{BundleError, CheckError};
 pub use evidence::{DeviceIdentity, Evidence, GpuState};

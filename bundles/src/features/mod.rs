@@ -6,6 +6,7 @@
 //! states its names beside the code that computes them.
 
 mod attention;
+mod distance;
 mod gemm;
 mod rows;
 #[cfg(test)]
@@ -14,6 +15,8 @@ mod tests;
 use plumbline_schema::{
     GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::roofline_ns,
 };
+
+pub use distance::ln_distance;
 
 /// Most features or parts that any operator has.
 pub const MAX_COLUMNS: usize = 24;
