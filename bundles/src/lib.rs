@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod curve;
+pub mod efficiency;
 pub mod engine_profile;
 pub mod error;
 pub mod evidence;
@@ -20,6 +21,7 @@ pub mod verify;
 
 pub use bundle::{Bundle, BundleWriter};
 pub use curve::{CurveError, CurvePoint};
+pub use efficiency::Efficiency;
 pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
 pub use error::{BundleError, CheckError};
 pub use evidence::{DeviceIdentity, Evidence, GpuState};
