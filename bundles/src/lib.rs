@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod curve;
+pub mod diff;
 pub mod efficiency;
 pub mod engine_profile;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod verify;
 
 pub use bundle::{Bundle, BundleWriter};
 pub use curve::{CurveError, CurvePoint};
+pub use diff::BundleDiff;
 pub use efficiency::Efficiency;
 pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
 pub use error::{BundleError, CheckError};
