@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use plumbline_schema::{
-    InputError,
+    HostFactorBasis, HostFactorUsed, HostInfo, InputError,
     files::{read_text, write_json},
 };
 use serde::{Deserialize, Serialize};
@@ -205,6 +205,10 @@ pub struct FittedOn {
     pub disturbed_share: f64,
     /// Host factors of the hosts fitted on, by name; the costs are stated for the one at 1.
     pub host_factors: BTreeMap<String, f64>,
+    /// The host that the costs are stated for; `None` when the runs did not record it and no one named it, and the
+    /// profile can then not be told for another host by scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostInfo>,
 }
 
 /// How one engine spends a machine: scheduler, dispatch and host costs.
@@ -288,6 +292,26 @@ impl EngineProfile {
         for (name, &error) in &self.fitted_on.step_error {
             check_non_negative(&format!("fitted_on.step_error.{name}"), error)?;
         }
-        Ok(())
+        match &self.fitted_on.host {
+            Some(host) => check_positive("fitted_on.host.single_thread_score", host.single_thread_score),
+            None => Ok(()),
+        }
+    }
+
+    /// The profile as it would be on another host, by the two hosts' scores, and what was done.
+    ///
+    /// Every host cost is multiplied by `host_factor`, which becomes `host_factor x fitted score / target score`: a
+    /// host with half the score takes twice the time. That a host's work scales with its single-thread score is an
+    /// assumption, as an engine's host part is one thread's work in the main. A profile that does not know its host
+    /// is returned as it is.
+    #[must_use]
+    pub fn on_host(&self, target: &HostInfo) -> (Self, HostFactorUsed) {
+        let fitted_score = self.fitted_on.host.as_ref().map(|host| host.single_thread_score);
+        let (factor, basis) = match fitted_score {
+            Some(score) => (self.host_factor * (score / target.single_thread_score), HostFactorBasis::Scores),
+            None => (self.host_factor, HostFactorBasis::FittedHostUnknown),
+        };
+        let used = HostFactorUsed { factor, basis, fitted_score, num_steps: None };
+        (Self { host_factor: factor, ..self.clone() }, used)
     }
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use common::{engine, host, manifest, sample, samples, write_bundle};
 use plumbline_bundles::{Bundle, BundleError, BundleWriter, Sample, bundle, samples as csv};
-use plumbline_schema::{InputError, Operator, OperatorShape, StepBatch};
+use plumbline_schema::{HostInfo, InputError, Operator, OperatorShape, StepBatch};
 use proptest::prelude::*;
 
 #[test]
@@ -277,7 +277,9 @@ fn bad_cells_name_line_and_column() {
 
 #[test]
 fn bad_engine_profiles_name_the_key() {
-    let good = serde_json::to_string_pretty(&engine("made-up")).unwrap();
+    let mut profile = engine("made-up");
+    profile.fitted_on.host = Some(HostInfo::of_score(87.5));
+    let good = serde_json::to_string_pretty(&profile).unwrap();
     let error_of = |from: &str, to: &str| {
         assert!(good.contains(from), "{from}");
         let text = good.replacen(from, to, 1);
@@ -296,6 +298,11 @@ fn bad_engine_profiles_name_the_key() {
         ("\"host_factor\": 1.0", "\"host_factor\": 0.0", "key `host_factor`"),
         ("\"admit_ns\": 0.0", "\"admit_ns\": 1e999", "out of range"),
         ("\"scheduler\"", "\"schedular\"", "unknown field `schedular`"),
+        (
+            "87.5",
+            "0.0",
+            "key `fitted_on.host.single_thread_score`: expected a finite number above 0, found 0",
+        ),
     ];
     for (from, to, expected) in cases {
         let error = error_of(from, to);
@@ -305,6 +312,18 @@ fn bad_engine_profiles_name_the_key() {
     for end in 0..good.len() {
         assert!(plumbline_bundles::EngineProfile::parse(&good[..end], path).is_err(), "{end}");
     }
+}
+
+#[test]
+fn a_profile_of_an_unknown_host_is_written_as_before_hosts_were_recorded() {
+    let unknown = engine("made-up");
+    let text = serde_json::to_string(&unknown).unwrap();
+    assert!(!text.contains("\"host\""), "{text}");
+    let parse = |text: &str| plumbline_bundles::EngineProfile::parse(text, Path::new("e.json")).unwrap();
+    assert_eq!(parse(&text), unknown);
+    let mut known = unknown;
+    known.fitted_on.host = Some(HostInfo { cpu_model: Some("a CPU".into()), single_thread_score: 87.5 });
+    assert_eq!(parse(&serde_json::to_string(&known).unwrap()), known);
 }
 
 /// Any sample that the format can hold.

@@ -16,7 +16,10 @@
 use plumbline_bundles::{
     CacheState, DeviceIdentity, GpuState, HostCosts, StopReason, TimeStats,
     bundle::sha256_hex,
-    host::{CopyCost, GraphLaunchCost},
+    host::{
+        AfterIdleCost, CopyCost, CopyTimes, CpuState, EventCosts, GraphLaunchCost, InputCopyCost,
+        LaunchArgumentsCost, LaunchRowCost, ScoreSpread,
+    },
 };
 use plumbline_schema::{Bytes, GpuSpec, Operator, OperatorShape, roofline::floor_ns};
 use rand::{RngExt, SeedableRng};
@@ -323,15 +326,47 @@ impl Device for FakeDevice {
             to_device_ns: constant(8000.0 + num_bytes as f64 / 20.0),
             to_host_ns: constant(9000.0 + num_bytes as f64 / 20.0),
         };
+        let copy_times = |call_ns: f64, num_bytes: u64| CopyTimes {
+            call_ns: constant(call_ns),
+            done_ns: constant(call_ns + 6000.0 + num_bytes as f64 / 20.0),
+        };
+        let input_copy = |num_bytes: u64| InputCopyCost {
+            num_bytes,
+            pinned: copy_times(2000.0, num_bytes),
+            pageable: copy_times(3000.0 + num_bytes as f64 / 10.0, num_bytes),
+        };
+        let launch_row = |num_launches: u32| LaunchRowCost { num_launches, launch_ns: constant(2500.0) };
+        let launch_arguments = |num_arguments: u32| LaunchArgumentsCost {
+            num_arguments,
+            launch_ns: constant(2400.0 + 20.0 * f64::from(num_arguments)),
+        };
+        // Clocks sink within 10 ms of idling, to four fifths.
+        let after_idle = |idle_ms: u64| AfterIdleCost {
+            idle_ns: 1_000_000 * idle_ms,
+            launch_and_wait_ns: constant(8000.0 + 200.0 * idle_ms.min(100) as f64),
+            compute_ns: constant(200_000.0 * (1.0 + 0.025 * idle_ms.min(10) as f64)),
+        };
         Ok(HostCosts {
             cpu_model: "fake".into(),
             num_cores: 1,
             single_thread_score: 100.0,
+            score: ScoreSpread::from_scores(&[99.0, 100.0, 101.0]),
+            cpu: CpuState::default(),
             kernel_launch_ns: constant(2500.0),
+            launch_rows: [1, 4, 16, 64, 256, 1000].map(launch_row).to_vec(),
+            launch_arguments: [1, 4, 8, 16].map(launch_arguments).to_vec(),
             kernel_gap_ns: constant(OVERHEAD_NS),
             graph_launch: [1, 10, 100, 300].map(graph).to_vec(),
             synchronize_ns: constant(3000.0),
+            synchronize_after_work_ns: Some(constant(3500.0)),
+            events: Some(EventCosts {
+                record_ns: constant(900.0),
+                query_ns: constant(400.0),
+                synchronize_ns: constant(600.0),
+            }),
             copies: [64, 4096, 65536].map(copy).to_vec(),
+            input_copies: [64, 4096, 65536].map(input_copy).to_vec(),
+            after_idle: [0, 1, 10, 100, 1000].map(after_idle).to_vec(),
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod device;
 pub mod error;
 pub mod evidence;
 pub mod fake;
+pub mod host;
 pub mod plan;
 pub mod profile;
 pub mod reference;

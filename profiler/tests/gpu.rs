@@ -176,12 +176,34 @@ fn host_costs_and_ceilings_are_of_a_possible_size() {
     assert!(ceilings.copy_bandwidth_bytes_per_s < spec.hbm_bandwidth_bytes_per_s, "{ceilings:?}");
     assert!(ceilings.matmul_flops_per_s > 0.4 * spec.bf16_flops_per_s, "{ceilings:?}");
 
+    let began = std::time::Instant::now();
     let costs = device.host_costs().unwrap();
+    println!("host costs took {:?}: {costs:#?}", began.elapsed());
+    assert!(began.elapsed() < std::time::Duration::from_secs(10));
+    costs.check().unwrap();
     let micros = 200.0..100_000.0;
     assert!(micros.contains(&costs.kernel_launch_ns.p50_ns), "{costs:?}");
     assert!(micros.contains(&costs.kernel_gap_ns.p50_ns), "{costs:?}");
     assert!(costs.graph_launch.windows(2).all(|pair| pair[0].num_nodes < pair[1].num_nodes));
     assert!(costs.single_thread_score > 1.0 && costs.num_cores > 0, "{costs:?}");
+    let rows: Vec<_> = costs.launch_rows.iter().map(|row| row.num_launches).collect();
+    assert_eq!(rows, [1, 4, 16, 64, 256, 1000]);
+    let arguments: Vec<_> = costs.launch_arguments.iter().map(|cost| cost.num_arguments).collect();
+    assert_eq!(arguments, [1, 4, 8, 16]);
+    assert!(costs.launch_rows.iter().all(|row| micros.contains(&row.launch_ns.p50_ns)), "{costs:?}");
+    assert!(costs.launch_arguments.iter().all(|cost| micros.contains(&cost.launch_ns.p50_ns)), "{costs:?}");
+    assert!(costs.events.is_some() && costs.synchronize_after_work_ns.is_some());
+    for cost in &costs.input_copies {
+        for times in [cost.pinned, cost.pageable] {
+            assert!(times.call_ns.p50_ns < times.done_ns.p50_ns, "{cost:?}");
+        }
+    }
+    let product_flops = 2.0 * 4096f64.powi(3);
+    assert_eq!(costs.after_idle.len(), 5);
+    for cost in &costs.after_idle {
+        assert!(cost.compute_ns.min_ns > product_flops / spec.bf16_flops_per_s * 1e9, "{cost:?}");
+        assert!(micros.contains(&cost.launch_and_wait_ns.min_ns), "{cost:?}");
+    }
     let (small, large) = (&costs.copies[0], &costs.copies[costs.copies.len() - 1]);
     assert!(large.to_device_ns.p50_ns > small.to_device_ns.p50_ns, "{costs:?}");
 }

@@ -12,6 +12,7 @@ use crate::{
     deployment::Deployment,
     error::{InputError, Location},
     files::{plain_or_zst, read_csv, read_json, write_csv, write_json},
+    host::{HostFactorUsed, HostInfo},
     units::Nanos,
     workload::{Workload, WorkloadRequest},
 };
@@ -48,6 +49,19 @@ pub struct RunInfo {
     /// Seed of the simulation.
     #[serde(default)]
     pub seed: Option<u64>,
+    /// The host of a real run, or the one that a simulation was asked to predict; `None` when not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostInfo>,
+    /// The factor on host costs and why; simulations that were asked for another host only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_factor: Option<HostFactorUsed>,
+}
+
+/// What an `engine.json` may say besides the deployment.
+#[derive(Debug, Deserialize)]
+struct EngineHost {
+    #[serde(default)]
+    host: Option<HostInfo>,
 }
 
 /// How a request ended.
@@ -220,20 +234,24 @@ fn optional(folder: &Path, name: &str) -> Option<PathBuf> {
 fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, InputError> {
     let run_json = folder.join("run.json");
     if run_json.exists() {
-        return read_json(&run_json, "a run.json");
+        let info: RunInfo = read_json(&run_json, "a run.json")?;
+        check_host(info.host.as_ref(), &run_json)?;
+        return Ok(info);
     }
     let beside = folder.join("engine.json");
     let above = folder.parent().map(|parent| parent.join("engine.json"));
     let engine_json = [Some(beside), above].into_iter().flatten().find(|path| path.exists());
-    let deployment = match engine_json {
+    let (deployment, host) = match engine_json {
         Some(path) => {
             let deployment: Deployment = read_json(&path, "an engine.json")?;
             deployment.check().map_err(|(key, expected, found)| {
                 InputError::invalid(&path, Location::Key(key.into()), expected, found)
             })?;
-            Some(deployment)
+            let beside: EngineHost = read_json(&path, "an engine.json")?;
+            check_host(beside.host.as_ref(), &path)?;
+            (Some(deployment), beside.host)
         }
-        None => None,
+        None => (None, None),
     };
     Ok(RunInfo {
         kind: RunKind::Real,
@@ -243,7 +261,13 @@ fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, Inpu
         workload_digest: None,
         bundle_digest: None,
         seed: None,
+        host,
+        host_factor: None,
     })
+}
+
+fn check_host(host: Option<&HostInfo>, path: &Path) -> Result<(), InputError> {
+    host.map_or(Ok(()), |host| host.check_at(path, "host.single_thread_score"))
 }
 
 fn check_requests(path: &Path, requests: &[RequestMetrics]) -> Result<(), InputError> {

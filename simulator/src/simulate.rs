@@ -2,8 +2,8 @@
 
 use plumbline_bundles::{Dispatch, EngineProfile, HostCost, engine_profile::ClientCosts};
 use plumbline_schema::{
-    Deployment, ModelSpec, Nanos, RequestMetrics, RequestStatus, Run, RunInfo, RunKind, TokenMetrics,
-    Workload, WorkloadRequest,
+    Deployment, HostFactorUsed, HostInfo, ModelSpec, Nanos, RequestMetrics, RequestStatus, Run, RunInfo,
+    RunKind, TokenMetrics, Workload, WorkloadRequest,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How to simulate, and what the run is to say of its inputs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SimulateOptions {
     /// Seed of everything drawn.
     pub seed: u64,
@@ -30,6 +30,10 @@ pub struct SimulateOptions {
     pub workload_digest: Option<String>,
     /// SHA-256 of the bundle's manifest, hex, for the run's `run.json`.
     pub bundle_digest: Option<String>,
+    /// The host that was asked for, for the run's `run.json`; it changes no time, the profile's factor does.
+    pub host: Option<HostInfo>,
+    /// Which host factor the profile was given and why, for the run's `run.json`.
+    pub host_factor: Option<HostFactorUsed>,
 }
 
 /// What a simulation counted.
@@ -286,6 +290,8 @@ fn report<T: OperatorTimes>(
             workload_digest: options.workload_digest.clone(),
             bundle_digest: options.bundle_digest.clone(),
             seed: Some(options.seed),
+            host: options.host.clone(),
+            host_factor: options.host_factor.clone(),
         },
         requests: pairs().map(|(request, served)| request_metrics(request, served, &profile.name)).collect(),
         tokens: pairs().flat_map(|(request, served)| token_metrics(request.request_id, served)).collect(),

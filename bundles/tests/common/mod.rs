@@ -6,7 +6,7 @@ use plumbline_bundles::{
     Bundle, BundleWriter, CacheState, Dispatch, DispatchCosts, EngineProfile, FormatVersion, HostCosts,
     Manifest, Sample, TimeStats, bundle,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
-    host::{CopyCost, GraphLaunchCost},
+    host::{CopyCost, CpuState, GraphLaunchCost},
 };
 use plumbline_schema::{GpuSpec, Heads, Operator, OperatorShape, StepBatch};
 
@@ -51,6 +51,14 @@ pub fn host() -> HostCosts {
         cpu_model: "made-up".into(),
         num_cores: 8,
         single_thread_score: 100.0,
+        score: None,
+        cpu: CpuState::default(),
+        launch_rows: vec![],
+        launch_arguments: vec![],
+        synchronize_after_work_ns: None,
+        events: None,
+        input_copies: vec![],
+        after_idle: vec![],
         kernel_launch_ns: stats(2500.0),
         kernel_gap_ns: stats(900.0),
         graph_launch: vec![GraphLaunchCost { num_nodes: 100, launch_ns: stats(9000.0) }],

@@ -44,8 +44,9 @@ macro_rules! source {
 
 impl KernelSource {
     /// Every kernel.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         source!("fill", PLAIN),
+        source!("arguments", &[&["NUM_ARGS=1"], &["NUM_ARGS=4"], &["NUM_ARGS=8"], &["NUM_ARGS=16"]]),
         source!("embedding", PLAIN),
         source!("rms_norm", PLAIN),
         source!("qk_norm", BY_HEAD_DIM),

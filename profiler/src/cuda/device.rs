@@ -6,7 +6,7 @@ use plumbline_schema::{Bytes, GpuSpec};
 
 use super::{
     attention::Chip,
-    check,
+    ceilings, check,
     compile::{kernel_hash, nvrtc_version},
     driver::{CudaError, CudaResult},
     gemm::CublasLt,
@@ -161,7 +161,7 @@ impl Device for CudaDevice {
     }
 
     fn ceilings(&mut self) -> Result<Ceilings, ProfileError> {
-        self.elsewhere("ceilings", host::ceilings)
+        self.elsewhere("ceilings", ceilings::ceilings)
     }
 
     fn host_costs(&mut self) -> Result<HostCosts, ProfileError> {

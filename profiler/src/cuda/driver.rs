@@ -162,6 +162,21 @@ impl Event {
         unsafe { result::event::record(self.raw, stream.raw) }.named("cuEventRecord")
     }
 
+    /// Whether the work recorded before it is done.
+    pub fn has_happened(&self) -> CudaResult<bool> {
+        // SAFETY: the event lives.
+        match unsafe { result::event::query(self.raw) } {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            other => other.named("cuEventQuery").map(|()| true),
+        }
+    }
+
+    /// Waits until the work recorded before it is done.
+    pub fn synchronize(&self) -> CudaResult<()> {
+        // SAFETY: the event lives.
+        unsafe { result::event::synchronize(self.raw) }.named("cuEventSynchronize")
+    }
+
     /// Nanoseconds from this event to a later one; both must have happened.
     pub fn elapsed_ns(&self, later: &Self) -> CudaResult<f64> {
         type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;

@@ -4,6 +4,7 @@
 //! `timing` (how it is timed) and `check` (how it is compared with `crate::reference`).
 
 mod attention;
+mod ceilings;
 mod check;
 mod compile;
 mod device;

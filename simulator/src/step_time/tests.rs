@@ -1,7 +1,7 @@
 use std::{cell::Cell, collections::BTreeMap};
 
 use plumbline_bundles::{HostCost, Prediction, Provenance, engine_profile::FittedOn};
-use plumbline_schema::StepBatch;
+use plumbline_schema::{HostFactorBasis, HostInfo, StepBatch};
 
 use super::*;
 
@@ -115,6 +115,34 @@ fn a_prefill_chunk_makes_all_attention_prefill_attention() {
     let parts = model_of(EngineMode::Eager).gpu_parts(&shape("4:0", "5;9")).unwrap();
     assert_ns(parts.prefill_attention_ns, 28_000.0);
     assert_ns(parts.decode_attention_ns, 0.0);
+}
+
+#[test]
+fn a_host_with_half_the_score_doubles_the_hosts_part_and_no_other() {
+    let mut known = profile();
+    known.fitted_on.host = Some(HostInfo::of_score(110.0));
+    let qwen = ModelSpec::load("qwen3-0.6b").unwrap();
+    let step = |profile: &EngineProfile| {
+        let deployment = deployment(EngineMode::Eager);
+        let mut model = StepTimeModel::new(&qwen, FixedTimes::default(), profile, &deployment).unwrap();
+        model.step_time(&shape("", "5;9"), true).unwrap()
+    };
+    let (slow, used) = known.on_host(&HostInfo::of_score(55.0));
+    assert_eq!((used.basis, used.fitted_score), (HostFactorBasis::Scores, Some(110.0)));
+    assert_ns(used.factor, 2.0 * 1.5);
+    let (as_fitted, half) = (step(&known), step(&slow));
+    assert_ns(half.host_pre_ns, 2.0 * as_fitted.host_pre_ns);
+    assert_ns(half.host_post_ns, 2.0 * as_fitted.host_post_ns);
+    assert_ns(half.launch_ns, 2.0 * as_fitted.launch_ns);
+    assert_ns(half.after_idle_ns, 2.0 * as_fitted.after_idle_ns);
+    assert_ns(half.gpu_ns, as_fitted.gpu_ns);
+    assert_eq!(half.parts, as_fitted.parts);
+
+    // The same host changes nothing, and neither does any host where the profile does not know its own.
+    assert_eq!(known.on_host(&HostInfo::of_score(110.0)).0, known);
+    let (unchanged, used) = profile().on_host(&HostInfo::of_score(55.0));
+    assert_eq!(unchanged, profile());
+    assert_eq!((used.basis, used.factor), (HostFactorBasis::FittedHostUnknown, 1.5));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use plumbline_bundles::{
     Dispatch, DispatchCosts, EngineProfile, HostCost, HostCosts,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
-use plumbline_schema::{InputError, ModelSpec, Run};
+use plumbline_schema::{HostInfo, InputError, ModelSpec, Run};
 use plumbline_simulator::{
     step_time::{StepTimeError, StepTimeModel},
     times::OperatorTimes,
@@ -139,6 +139,9 @@ pub enum CalibrateError {
     },
 }
 
+/// Kernels of a forward pass, roughly: where a graph's launch cost is taken from before it is fitted.
+const TYPICAL_GRAPH_NODES: u32 = 512;
+
 /// A profile to start from when there is none: this host's own launch costs, and nothing else known.
 ///
 /// A prediction from it is what a simulator that knows only kernels and launches would say.
@@ -146,7 +149,7 @@ pub enum CalibrateError {
 pub fn uncalibrated(name: &str, engine: &str, scheduler: &str, host: &HostCosts) -> EngineProfile {
     let launch = host.kernel_launch_ns.p50_ns;
     let costs = |launch_ns: f64| DispatchCosts { launch_ns, ..DispatchCosts::default() };
-    let graph = host.graph_launch.last().map_or(launch, |g| g.launch_ns.p50_ns);
+    let graph = host.graph_launch_at(TYPICAL_GRAPH_NODES).unwrap_or(launch);
     EngineProfile {
         name: name.to_owned(),
         engine: engine.to_owned(),
@@ -209,6 +212,7 @@ pub fn calibrate<T: OperatorTimes>(
         not_identified: fit.not_identified,
         disturbed_share: fit.disturbed_share,
         host_factors: hosts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), factor_of(i))).collect(),
+        host: reference_host(runs),
     };
     Ok(EngineProfile {
         dispatch: fit.dispatch.into_iter().filter(|(d, _)| was_seen(*d, &observations, prior)).collect(),
@@ -219,6 +223,12 @@ pub fn calibrate<T: OperatorTimes>(
         fitted_on,
         ..prior.clone()
     })
+}
+
+/// The host that costs are stated for, as the first of its runs that records it says.
+fn reference_host(runs: &[FitRun]) -> Option<HostInfo> {
+    let reference = &runs.first()?.host;
+    runs.iter().filter(|run| run.host == *reference).find_map(|run| run.run.info.host.clone())
 }
 
 /// Whether a dispatch was fitted now, or before: an uncalibrated one must not pass for a fitted one.

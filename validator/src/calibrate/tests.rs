@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plumbline_bundles::{
     Dispatch, DispatchCosts, EngineProfile, HostCost, TimeStats,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
-    host::HostCosts,
+    host::{CpuState, HostCosts},
 };
 use plumbline_schema::{Deployment, EngineMode, GpuSpec, ModelSpec, Nanos, Workload, WorkloadRequest};
 use plumbline_simulator::{SimulateOptions, simulate, times::RooflineTimes};
@@ -55,6 +55,14 @@ fn prior() -> EngineProfile {
         cpu_model: "test".into(),
         num_cores: 2,
         single_thread_score: 100.0,
+        score: None,
+        cpu: CpuState::default(),
+        launch_rows: vec![],
+        launch_arguments: vec![],
+        synchronize_after_work_ns: None,
+        events: None,
+        input_copies: vec![],
+        after_idle: vec![],
         kernel_launch_ns: some(2_500.0),
         kernel_gap_ns: some(900.0),
         graph_launch: Vec::new(),
