@@ -360,7 +360,7 @@ fn judge(c: &Comparison) -> (Verdict, Option<String>) {
     let interval = format!("{} to {}", percent(c.ratio_low), percent(c.ratio_high));
     let excludes_one = c.ratio_low > 1.0 || c.ratio_high < 1.0;
     if same.contains(&c.ratio) || !excludes_one {
-        return (Verdict::Noisy, Some(format!("the interval, {interval}, holds a change of 2 % and less")));
+        return (Verdict::Noisy, Some(format!("the interval, {interval}, allows both drift and none")));
     }
     if c.p_value_corrected >= ALPHA {
         let text = format!("{interval}, but too few groups of points agree (p = {:.2})", c.p_value_corrected);
@@ -390,14 +390,14 @@ fn clock_difference(pairs: &[Pair]) -> Option<Difference> {
 fn notes_on_points(pairs: &[Pair]) -> Vec<String> {
     let mut notes = Vec::new();
     let clocks: Vec<_> = pairs.iter().filter_map(Pair::sm_clocks).collect();
-    let num_moved = clocks.iter().filter(|(a, b)| (b / a - 1.0).abs() > 0.01).count();
-    if num_moved > 0 {
-        let (a, b): (Vec<_>, Vec<_>) = clocks.iter().copied().unzip();
-        let mean = |clocks: &[f64]| clocks.iter().sum::<f64>() / clocks.len() as f64;
-        let change = 100.0 * (mean(&b) / mean(&a) - 1.0);
+    let changes = clocks.iter().map(|(a, b)| b / a - 1.0);
+    let moved: Vec<_> = changes.filter(|change| change.abs() > 0.01).collect();
+    if !moved.is_empty() {
+        let change = 100.0 * statistics::median(&moved);
         notes.push(format!(
-            "SM clocks of {num_moved} of {} common points differ by more than 1 % ({change:+.1} % on average): what \
-             computes takes longer at a lower clock",
+            "SM clocks of {} of {} common points differ by more than 1 % (median {change:+.1} %): what computes takes \
+             longer at a lower clock",
+            moved.len(),
             clocks.len()
         ));
     }

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use plumbline_bundles::{Bundle, HostCosts, Inspection, TimeStats, VerifyReport, inspect::OperatorSummary};
 use plumbline_schema::Nanos;
 
+use super::bundle_diff;
 use crate::{
     data,
     exit::Exit,
@@ -22,6 +23,8 @@ pub struct Args {
 enum Verb {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
+    Diff(bundle_diff::DiffArgs),
+    Stats(bundle_diff::StatsArgs),
 }
 
 /// Say what a bundle holds: machine, operators with their points and errors, host costs, engine profiles
@@ -46,6 +49,8 @@ struct VerifyArgs {
 /// When the bundle cannot be opened, or is not sound.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     match &args.verb {
+        Verb::Diff(args) => bundle_diff::run_diff(args, output),
+        Verb::Stats(args) => bundle_diff::run_stats(args, output),
         Verb::Inspect(args) => {
             let inspection = Bundle::open(&data::bundle(&args.bundle)?)?.inspect()?;
             output.print(&inspection, || inspection_text(&inspection))?;

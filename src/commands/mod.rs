@@ -1,6 +1,7 @@
 //! The verbs, one file each.
 
 mod bundle;
+mod bundle_diff;
 mod calibrate;
 mod compare;
 mod profile;

@@ -16,7 +16,13 @@ fn help_texts_are_as_reviewed() {
     for verb in ["validate", "profile", "train", "bundle", "workload", "simulate", "compare", "calibrate"] {
         check(&[verb]);
     }
-    for verb in [["bundle", "inspect"], ["bundle", "verify"], ["workload", "inspect"]] {
+    for verb in [
+        ["bundle", "inspect"],
+        ["bundle", "verify"],
+        ["bundle", "diff"],
+        ["bundle", "stats"],
+        ["workload", "inspect"],
+    ] {
         check(&verb);
     }
 }

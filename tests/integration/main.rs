@@ -1,9 +1,11 @@
 //! The command as a user calls it, and its readers under mutated input.
 
 mod bad_input;
+mod bundle_diff;
 mod fixture;
 mod help;
 mod mutation;
 mod pipeline;
+mod repeatability;
 mod shipped;
 mod support;

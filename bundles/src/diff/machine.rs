@@ -121,8 +121,8 @@ impl Machine {
     }
 }
 
-/// What differs: texts that are not the same, numbers more than 1 % apart, and what only one side knows. Nothing when
-/// one side is a statistics file, which knows no machine.
+/// What differs: texts that are not the same or that only one side has, and numbers of both more than 1 % apart. Nothing
+/// when one side is a statistics file, which knows no machine.
 #[must_use]
 pub fn differences(a: &Side, b: &Side) -> Vec<Difference> {
     let (Some(a), Some(b)) = (&a.machine, &b.machine) else {
@@ -137,12 +137,12 @@ fn difference(name: &str, a: Option<&Fact>, b: Option<&Fact>) -> Option<Differen
     if let (Some(Fact::Number(a)), Some(Fact::Number(b))) = (a, b) {
         return number_difference(name, *a, *b);
     }
-    let shown = |fact: &Fact| match fact {
-        Fact::Text(text) => text.clone(),
-        Fact::Number(number) => number_text(*number),
+    let text = |fact: Option<&Fact>| match fact {
+        Some(Fact::Text(text)) => Some(text.clone()),
+        _ => None,
     };
-    let same = a == b;
-    (!same).then(|| Difference { fact: name.into(), a: a.map(shown), b: b.map(shown), ratio: None })
+    let (a, b) = (text(a), text(b));
+    (a != b).then(|| Difference { fact: name.into(), a, b, ratio: None })
 }
 
 /// Two numbers, if they are more than 1 % apart.
