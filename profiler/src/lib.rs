@@ -20,5 +20,5 @@ pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
 pub use error::ProfileError;
 pub use evidence::NvmlMonitor;
 pub use fake::FakeDevice;
-pub use plan::{Envelope, Plan, PlannedPoint};
+pub use plan::{Envelope, Gap, OperatorPoints, Plan, PlanSummary, PlannedPoint, PointSource, Uncovered};
 pub use profile::{ProfileOptions, ProfileOutcome, Progress, Stage, profile};

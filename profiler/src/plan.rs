@@ -1,20 +1,29 @@
-//! The plan: which operators are measured at which shapes.
+//! The plan: which operators are measured at which shapes, in which order, and what that covers.
 //!
-//! Shapes come from the forward pass itself, for batches that an engine forms: a grid of token counts for
-//! everything but attention, and sets of sequences for attention (`batches`). Each operator goes from cheap to
-//! long, all of them in step, so that a run that is cut short has covered every operator; the same models and envelope give the same plan.
+//! Points of the stated models come from the forward pass itself, for batches that an engine forms (`models`,
+//! `batches`). A grid of synthetic architectures (`architectures`, `grid`, `loads`) adds what models that nobody has stated
+//! would ask for. All are ordered so that every prefix is a good plan of its size (`order`), and what models can ask for
+//! beyond the plan is listed (`coverage`). The same models and envelope give the same plan.
 
+mod architectures;
 mod batches;
+mod coverage;
+mod grid;
+mod layout;
+mod loads;
+mod models;
+mod order;
+mod sequence;
+#[cfg(test)]
+mod tests;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt};
 
 use plumbline_bundles::CacheState;
-use plumbline_schema::{
-    AttentionLoad, BatchShape, ModelSpec, Operator, OperatorShape, StepBatch, forward::ParallelismError,
-    forward_pass,
-};
+use plumbline_schema::{ModelSpec, Operator, OperatorShape, forward::ParallelismError};
 use serde::{Deserialize, Serialize};
 
+pub use self::coverage::{Gap, Uncovered};
 use crate::device::Point;
 
 /// What the engines whose steps are to be predicted will ask for.
@@ -45,6 +54,17 @@ impl Default for Envelope {
     }
 }
 
+/// Why a point is planned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PointSource {
+    /// A stated model asks for it.
+    #[default]
+    Model,
+    /// It belongs to the grid.
+    Grid,
+}
+
 /// A point to time, and how its operands lie in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PlannedPoint {
@@ -52,6 +72,12 @@ pub struct PlannedPoint {
     pub point: Point,
     /// Cold or hot.
     pub cache: CacheState,
+    /// Why it is planned; plans of version 0.1 have points of models alone.
+    #[serde(default)]
+    pub source: PointSource,
+    /// Whether it is only for judging predictions while the plan is being measured; afterwards it is a sample like others.
+    #[serde(default)]
+    pub is_held_out: bool,
 }
 
 /// What a profile measures, stored in the bundle as `plan.json`.
@@ -61,31 +87,16 @@ pub struct Plan {
     pub models: Vec<String>,
     /// What was planned for.
     pub envelope: Envelope,
+    /// What the models can ask for within the envelope and the plan does not cover.
+    #[serde(default)]
+    pub uncovered: Vec<Uncovered>,
     /// Small points whose results are compared with a reference before anything is timed.
     pub checks: Vec<Point>,
-    /// Points to time, in order.
+    /// Points to time, most important first.
     pub points: Vec<PlannedPoint>,
 }
 
-/// Rows of a matrix product: dense below 512, where batches of decodes and captured sizes lie, with sizes on both
-/// sides of multiples of 64 and 128, where another row of tiles begins.
-const GEMM_TOKENS: [u32; 58] = [
-    1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 120, 128, 136, 144, 160, 176, 192, 200, 208,
-    224, 240, 256, 264, 288, 320, 336, 352, 384, 392, 416, 448, 480, 496, 512, 520, 576, 640, 704, 768, 832,
-    896, 1024, 1032, 1152, 1280, 1536, 1792, 2048, 2056, 3072, 4096, 6144, 8192,
-];
-
-/// Tokens of an elementwise operator, whose time is smooth but for where the SMs fill and the L2 cache ends.
-const ELEMENTWISE_TOKENS: [u32; 36] = [
-    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640, 704, 768, 896,
-    1024, 1152, 1280, 1536, 1792, 2048, 2560, 3072, 4096, 5120, 6144, 8192,
-];
-
-/// Sequences of a step, each of which gets logits.
-const SEQUENCES: [u32; 24] =
-    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 72, 96, 128, 136, 160, 192, 224, 256, 320, 384, 512];
-
-/// Bytes up to which operands are also measured hot: a launch this small finds what the one before it wrote.
+/// Bytes up to which operands may also be measured hot: a launch this small finds what the one before it wrote.
 const MAX_HOT_BYTES: u64 = 16 << 20;
 
 impl Plan {
@@ -94,211 +105,140 @@ impl Plan {
     /// # Errors
     /// When a tensor-parallel size does not divide a model.
     pub fn new(models: &[ModelSpec], envelope: &Envelope) -> Result<Self, ParallelismError> {
+        Self::build(models, envelope, &[])
+    }
+
+    /// Plans the points of the models, and a grid for models that are not stated: dense ones from 0.5 to 70 billion
+    /// parameters, whole or split over up to eight GPUs.
+    ///
+    /// # Errors
+    /// When a tensor-parallel size does not divide a model.
+    pub fn with_grid(models: &[ModelSpec], envelope: &Envelope) -> Result<Self, ParallelismError> {
+        Self::build(models, envelope, &grid::points(envelope)?)
+    }
+
+    fn build(models: &[ModelSpec], envelope: &Envelope, grid: &[Point]) -> Result<Self, ParallelismError> {
         let mut seen = HashSet::new();
         let mut seen_checks = HashSet::new();
         let mut points = Vec::new();
         let mut checks = Vec::new();
+        let mut add_checks = |new: Vec<Point>| {
+            checks.extend(new.into_iter().filter(|check| seen_checks.insert(check.clone())));
+        };
         for model in models {
             for &tp in &envelope.tensor_parallel_sizes {
-                for point in model_points(model, envelope, tp)? {
+                for point in models::points_of(model, envelope, tp)? {
                     if seen.insert(point.clone()) {
-                        points.extend(with_cache_states(point));
+                        points.extend(in_cache_states(point));
                     }
                 }
-                let new_checks = checks_of(model, tp)?;
-                checks.extend(new_checks.into_iter().filter(|check| seen_checks.insert(check.clone())));
+                add_checks(models::checks_of(model, tp)?);
             }
         }
-        let points = interleaved(&points);
+        if !grid.is_empty() {
+            for model in grid::checked() {
+                add_checks(models::checks_of(&model, 1)?);
+            }
+        }
+        let new = grid.iter().filter(|point| seen.insert((*point).clone()));
+        points.extend(new.map(|point| planned(point.clone(), PointSource::Grid)));
+        order::hold_out(&mut points);
         checks.sort_by_key(|check| check.operator);
-        Ok(Self {
+        let mut plan = Self {
             models: models.iter().map(|m| m.name.clone()).collect(),
             envelope: envelope.clone(),
+            uncovered: Vec::new(),
             checks,
-            points,
-        })
+            points: order::by_importance(points),
+        };
+        plan.uncovered = plan.uncovered(models, envelope)?;
+        Ok(plan)
     }
 
     /// The planned operators, in the order of the forward pass.
     pub fn operators(&self) -> impl Iterator<Item = Operator> {
         Operator::ALL.into_iter().filter(|op| self.points.iter().any(|p| p.point.operator == *op))
     }
+
+    /// How many points of each operator are planned, and why.
+    #[must_use]
+    pub fn summary(&self) -> PlanSummary {
+        let of = |operator: Operator| {
+            let own = || self.points.iter().filter(move |planned| planned.point.operator == operator);
+            OperatorPoints {
+                operator,
+                num_model: own().filter(|planned| planned.source == PointSource::Model).count(),
+                num_grid: own().filter(|planned| planned.source == PointSource::Grid).count(),
+                num_held_out: own().filter(|planned| planned.is_held_out).count(),
+            }
+        };
+        PlanSummary { operators: self.operators().map(of).collect(), num_uncovered: self.uncovered.len() }
+    }
 }
 
-/// Orders the points of each operator cheap to long, and lets the operators advance together.
-fn interleaved(points: &[PlannedPoint]) -> Vec<PlannedPoint> {
-    let mut ranked = Vec::with_capacity(points.len());
-    for operator in Operator::ALL {
-        let mut own: Vec<_> = points.iter().filter(|p| p.point.operator == operator).cloned().collect();
-        own.sort_by_key(|planned| cost(&planned.point.shape));
-        let count = own.len();
-        // In millionths of the operator's points, so that the order needs no floating point.
-        ranked.extend(own.into_iter().enumerate().map(|(i, planned)| (i * 1_000_000 / count, planned)));
+/// Points of a plan, counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlanSummary {
+    /// One for each planned operator, in the order of the forward pass.
+    pub operators: Vec<OperatorPoints>,
+    /// Entries of [`Plan::uncovered`].
+    pub num_uncovered: usize,
+}
+
+/// Points of an operator, counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OperatorPoints {
+    /// Which operator.
+    pub operator: Operator,
+    /// Points of the stated models, in either cache state.
+    pub num_model: usize,
+    /// Points of the grid.
+    pub num_grid: usize,
+    /// Points among both that are held out.
+    pub num_held_out: usize,
+}
+
+impl fmt::Display for PlanSummary {
+    /// A line an operator, and one for all.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = |count: fn(&OperatorPoints) -> usize| self.operators.iter().map(count).sum::<usize>();
+        let total = [sum(|o| o.num_model), sum(|o| o.num_grid), sum(|o| o.num_held_out)];
+        let rows = self.operators.iter();
+        let rows = rows.map(|o| (o.operator.name(), [o.num_model, o.num_grid, o.num_held_out]));
+        for (name, [models, grid, held_out]) in rows.chain([("all", total)]) {
+            writeln!(f, "{name:<14} {models:>5} of models {grid:>5} of the grid {held_out:>4} held out")?;
+        }
+        Ok(())
     }
-    // Stable: operators that are equally far keep the order of the forward pass.
-    ranked.sort_by_key(|(rank, _)| *rank);
-    ranked.into_iter().map(|(_, planned)| planned).collect()
+}
+
+/// A point in the state in which a model's own launch finds its operands.
+fn planned(point: Point, source: PointSource) -> PlannedPoint {
+    PlannedPoint { cache: CacheState::in_model(point.operator), point, source, is_held_out: false }
+}
+
+/// A point of a model in its own cache state, and at a few sizes in the other one, to show the difference.
+fn in_cache_states(point: Point) -> impl Iterator<Item = PlannedPoint> {
+    const SIZES: [u64; 4] = [1, 64, 256, 2048];
+    let is_of_size = match point.shape {
+        OperatorShape::Attention { load, .. } => {
+            let keys = load.prefill_kv_tokens + load.decode_kv_tokens;
+            load.num_prefill_seqs + load.num_decode_seqs == 1 && SIZES.contains(&keys)
+        }
+        _ => SIZES.contains(&point.shape.values()[0]),
+    };
+    let own = planned(point, PointSource::Model);
+    let other = match own.cache {
+        CacheState::Cold if own.point.shape.bytes().0 <= MAX_HOT_BYTES => Some(CacheState::Hot),
+        CacheState::Cold => None,
+        CacheState::Hot => Some(CacheState::Cold),
+    };
+    let other = other.filter(|_| is_of_size).map(|cache| PlannedPoint { cache, ..own.clone() });
+    [Some(own), other].into_iter().flatten()
 }
 
 /// Rough work of a launch, for ordering: bytes, and FLOPs at a GPU's usual ratio of compute to bandwidth.
 fn cost(shape: &OperatorShape) -> u64 {
     const FLOPS_PER_BYTE: u64 = 300;
     shape.bytes().0.max(shape.flops().0 / FLOPS_PER_BYTE)
-}
-
-/// Cold, and hot where the operands of a model's own launch would still be in the cache.
-///
-/// Weights and the KV cache are read once a step and are cold then; what an elementwise operator reads was just
-/// written. Matrix products and attention are measured hot at a few shapes only, to show the difference.
-fn with_cache_states(point: Point) -> Vec<PlannedPoint> {
-    let tokens = point.shape.values()[0];
-    let is_small = point.shape.bytes().0 <= MAX_HOT_BYTES;
-    let is_hot = match point.shape {
-        OperatorShape::Attention { load, .. } => {
-            is_small
-                && load.num_tokens().is_power_of_two()
-                && load.num_prefill_seqs + load.num_decode_seqs == 1
-        }
-        OperatorShape::Gemm { .. } => is_small && [1, 64, 256].contains(&tokens),
-        _ => is_small && tokens.is_power_of_two(),
-    };
-    let hot = is_hot.then(|| PlannedPoint { point: point.clone(), cache: CacheState::Hot });
-    [Some(PlannedPoint { point, cache: CacheState::Cold }), hot].into_iter().flatten().collect()
-}
-
-fn model_points(model: &ModelSpec, envelope: &Envelope, tp: u32) -> Result<Vec<Point>, ParallelismError> {
-    let mut points = Vec::new();
-    let with_limit = |grid: &[u32], limit: u32| -> Vec<u32> {
-        let mut sizes: Vec<u32> = grid.iter().copied().filter(|&size| size < limit).collect();
-        sizes.push(limit);
-        sizes
-    };
-    for (grid, limit, fits) in [
-        (&GEMM_TOKENS[..], envelope.max_num_tokens, is_gemm_of_tokens as fn(Operator) -> bool),
-        (&ELEMENTWISE_TOKENS[..], envelope.max_num_tokens, is_elementwise_of_tokens),
-        (&SEQUENCES[..], envelope.max_num_seqs, is_of_sequences),
-    ] {
-        for size in with_limit(grid, limit) {
-            let batch = BatchShape { num_tokens: size, num_seqs: size, attention: AttentionLoad::default() };
-            let calls = forward_pass(model, &batch, tp)?;
-            let fitting = calls.iter().filter(|call| fits(call.operator));
-            points.extend(fitting.map(|c| Point { operator: c.operator, shape: c.shape, batch: None }));
-        }
-    }
-    for batch in batches::of(envelope, model.max_positions.min(envelope.max_model_len)) {
-        points.extend(attention_point(model, batch, tp)?);
-    }
-    Ok(points)
-}
-
-fn is_of_sequences(operator: Operator) -> bool {
-    matches!(operator, Operator::LmHead | Operator::Sample)
-}
-
-fn is_gemm_of_tokens(operator: Operator) -> bool {
-    operator.is_gemm() && !is_of_sequences(operator)
-}
-
-fn is_elementwise_of_tokens(operator: Operator) -> bool {
-    !(operator.is_gemm()
-        || operator.is_collective()
-        || operator == Operator::Attention
-        || is_of_sequences(operator))
-}
-
-fn attention_point(model: &ModelSpec, batch: StepBatch, tp: u32) -> Result<Option<Point>, ParallelismError> {
-    let calls = forward_pass(model, &batch.shape(), tp)?;
-    let call = calls.into_iter().find(|call| call.operator == Operator::Attention);
-    Ok(call.map(|c| Point { operator: c.operator, shape: c.shape, batch: Some(batch) }))
-}
-
-/// Small shapes of every operator of a model: few tokens at its own widths, and matrix products cut down so that a
-/// CPU can follow.
-fn checks_of(model: &ModelSpec, tp: u32) -> Result<Vec<Point>, ParallelismError> {
-    const TOKENS: [u32; 3] = [1, 7, 65];
-    const MAX_GEMM_WIDTH: u32 = 512;
-    // Chunks and decodes, alone and mixed, with contexts that end inside and at the end of KV blocks.
-    const BATCHES: [(&str, &str); 5] =
-        [("33:0", ""), ("17:47;64:0", ""), ("", "0;15;129"), ("", "511"), ("20:100", "5;63;300")];
-    let mut checks = Vec::new();
-    for tokens in TOKENS {
-        let batch = BatchShape { num_tokens: tokens, num_seqs: tokens, attention: AttentionLoad::default() };
-        for call in forward_pass(model, &batch, tp)? {
-            let shape = match call.shape {
-                OperatorShape::Attention { .. } | OperatorShape::Collective { .. } => continue,
-                OperatorShape::Gemm { m, n, k } => {
-                    OperatorShape::Gemm { m, n: n.min(MAX_GEMM_WIDTH), k: k.min(MAX_GEMM_WIDTH) }
-                }
-                shape => shape,
-            };
-            checks.push(Point { operator: call.operator, shape, batch: None });
-        }
-    }
-    for (chunks, decodes) in BATCHES {
-        // The texts above are well formed.
-        if let Ok(batch) = StepBatch::parse(chunks, decodes) {
-            checks.extend(attention_point(model, batch, tp)?);
-        }
-    }
-    Ok(checks)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shipped() -> Vec<ModelSpec> {
-        ModelSpec::shipped_names().into_iter().map(|name| ModelSpec::load(name).unwrap()).collect()
-    }
-
-    #[test]
-    fn the_plan_of_the_shipped_models_has_its_size_and_no_point_twice() {
-        let plan = Plan::new(&shipped(), &Envelope::default()).unwrap();
-        let unique: HashSet<_> = plan.points.iter().collect();
-        assert_eq!(unique.len(), plan.points.len());
-        assert!((1200..2200).contains(&plan.points.len()), "{}", plan.points.len());
-        assert_eq!(plan.operators().collect::<Vec<_>>(), Operator::ALL[..13]);
-        assert!(plan.checks.len() < 120, "{}", plan.checks.len());
-        assert_eq!(plan, Plan::new(&shipped(), &Envelope::default()).unwrap());
-        // Every operator is checked before it is timed.
-        assert!(plan.operators().all(|op| plan.checks.iter().filter(|c| c.operator == op).count() >= 3));
-    }
-
-    #[test]
-    fn a_tenth_of_the_plan_covers_every_operator() {
-        let plan = Plan::new(&shipped(), &Envelope::default()).unwrap();
-        let start: HashSet<_> =
-            plan.points[..plan.points.len() / 10].iter().map(|p| p.point.operator).collect();
-        assert_eq!(start.len(), 13);
-    }
-
-    #[test]
-    fn points_stay_inside_the_envelope() {
-        let envelope = Envelope {
-            max_num_tokens: 500,
-            max_num_seqs: 20,
-            max_model_len: 3000,
-            max_kv_tokens: 20_000,
-            tensor_parallel_sizes: vec![1, 2],
-        };
-        let plan = Plan::new(&shipped(), &envelope).unwrap();
-        let mut largest = 0;
-        for planned in &plan.points {
-            match (&planned.point.shape, &planned.point.batch) {
-                (OperatorShape::Attention { load, .. }, Some(batch)) => {
-                    assert_eq!(*load, batch.shape().attention);
-                    assert!(load.num_tokens() <= 500 && batch.shape().num_seqs <= 20, "{batch:?}");
-                    assert!(load.prefill_kv_tokens + load.decode_kv_tokens <= 20_000);
-                    assert!(batch.prefill_chunks.iter().all(|c| c.num_tokens + c.context_len <= 3000));
-                    assert!(batch.decode_contexts.iter().all(|&c| c < 3000));
-                }
-                (OperatorShape::Collective { .. }, _) => panic!("a collective needs several GPUs"),
-                (shape, None) => largest = largest.max(shape.values()[0]),
-                (shape, Some(_)) => panic!("{shape:?} with sequences"),
-            }
-        }
-        assert_eq!(largest, 500);
-        let bad = Envelope { tensor_parallel_sizes: vec![3], ..envelope };
-        assert!(Plan::new(&shipped(), &bad).is_err());
-    }
 }

@@ -340,7 +340,7 @@ impl Run<'_> {
     }
 
     fn measure_point(&mut self, planned: &PlannedPoint) -> Result<(), ProfileError> {
-        let PlannedPoint { point, cache } = planned;
+        let PlannedPoint { point, cache, .. } = planned;
         self.settle();
         let rule = self.rule_of(point);
         let measurement = self.device.measure(point, *cache, &rule)?;

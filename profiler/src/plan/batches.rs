@@ -19,12 +19,13 @@ pub(super) fn of(envelope: &Envelope, max_len: u32) -> Vec<StepBatch> {
     batches.extend(several_chunks());
     batches.extend(mixed());
     batches.extend(random(envelope, max_len));
+    batches.extend(extremes(envelope, max_len));
     let mut seen = HashSet::new();
     batches.retain(|batch| fits(batch, envelope, max_len) && seen.insert(batch.clone()));
     batches
 }
 
-fn fits(batch: &StepBatch, envelope: &Envelope, max_len: u32) -> bool {
+pub(super) fn fits(batch: &StepBatch, envelope: &Envelope, max_len: u32) -> bool {
     let shape = batch.shape();
     let load = shape.attention;
     let chunk_fits = |c: &PrefillChunk| c.num_tokens.saturating_add(c.context_len) <= max_len;
@@ -34,6 +35,63 @@ fn fits(batch: &StepBatch, envelope: &Envelope, max_len: u32) -> bool {
         && load.prefill_kv_tokens + load.decode_kv_tokens <= envelope.max_kv_tokens
         && batch.prefill_chunks.iter().all(chunk_fits)
         && batch.decode_contexts.iter().all(|&context| context < max_len)
+}
+
+/// The batches that ask the most of attention: between them they reach the largest value of each of its numbers that any
+/// batch within the envelope can, with sequences of at most `max_len`.
+pub(super) fn extremes(envelope: &Envelope, max_len: u32) -> Vec<StepBatch> {
+    let max_keys = u32::try_from(envelope.max_kv_tokens).unwrap_or(u32::MAX);
+    let max_seqs = envelope.max_num_seqs.min(envelope.max_num_tokens).min(max_keys);
+    let longest = max_len.min(max_keys);
+    if max_seqs == 0 || longest == 0 {
+        return Vec::new();
+    }
+    // As many keys as there may be, dealt evenly; then all tokens in as many chunks as there may be.
+    let num_keys = max_keys.min(max_seqs.saturating_mul(longest));
+    let num_tokens = envelope.max_num_tokens.min(num_keys);
+    let prompts = even(num_tokens, max_seqs).map(|num_tokens| PrefillChunk { num_tokens, context_len: 0 });
+    vec![
+        decodes(even(num_keys, max_seqs).map(|keys| keys - 1).collect()),
+        decodes(vec![longest - 1]),
+        StepBatch { prefill_chunks: prompts.collect(), decode_contexts: Vec::new() },
+        most_prefill_keys(num_tokens, num_keys, max_seqs),
+        most_prefill_pairs(num_tokens, num_keys, max_seqs, longest),
+    ]
+}
+
+/// `total` in `count` parts that differ by at most 1, larger ones first.
+fn even(total: u32, count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(move |i| total / count + u32::from(i < total % count))
+}
+
+/// As many keys as there may be, dealt evenly to as many chunks as there may be.
+fn most_prefill_keys(num_tokens: u32, num_keys: u32, num_seqs: u32) -> StepBatch {
+    let pairs: Vec<_> = even(num_tokens, num_seqs)
+        .zip(even(num_keys, num_seqs))
+        .map(|(tokens, keys)| (tokens, keys - tokens))
+        .collect();
+    chunks(&pairs)
+}
+
+/// The chunks with the most query-key pairs.
+///
+/// `t` tokens at the end of `l` keys make `t l - t (t - 1) / 2` pairs. So keys go to sequences as long as there may be,
+/// what is left to one more; and tokens to where the next one has the most keys before it: evenly to the long ones, and to
+/// the short one what they have more than it lacks.
+fn most_prefill_pairs(num_tokens: u32, num_keys: u32, max_seqs: u32, longest: u32) -> StepBatch {
+    let num_long = (num_keys / longest).min(max_seqs).min(num_tokens);
+    let rest = if num_long < max_seqs { (num_keys - num_long * longest).min(longest) } else { 0 };
+    let lacking = longest - rest;
+    let of_rest = match num_tokens.checked_sub(num_long.saturating_mul(lacking)) {
+        Some(beyond) if rest > 0 => (beyond / (num_long + 1)).min(rest),
+        _ => 0,
+    };
+    let mut pairs: Vec<(u32, u32)> =
+        even(num_tokens - of_rest, num_long).map(|tokens| (tokens, longest - tokens)).collect();
+    if of_rest > 0 {
+        pairs.push((of_rest, rest - of_rest));
+    }
+    chunks(&pairs)
 }
 
 fn decodes(decode_contexts: Vec<u32>) -> StepBatch {
