@@ -4,7 +4,7 @@ use clap::Subcommand;
 use plumbline_bundles::{Bundle, HostCosts, Inspection, TimeStats, VerifyReport, inspect::OperatorSummary};
 use plumbline_schema::Nanos;
 
-use super::bundle_diff;
+use super::{bundle_diff, bundle_efficiency};
 use crate::{
     data,
     exit::Exit,
@@ -25,6 +25,7 @@ enum Verb {
     Verify(VerifyArgs),
     Diff(bundle_diff::DiffArgs),
     Stats(bundle_diff::StatsArgs),
+    Efficiency(bundle_efficiency::Args),
 }
 
 /// Say what a bundle holds: machine, operators with their points and errors, host costs, engine profiles
@@ -51,6 +52,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     match &args.verb {
         Verb::Diff(args) => bundle_diff::run_diff(args, output),
         Verb::Stats(args) => bundle_diff::run_stats(args, output),
+        Verb::Efficiency(args) => bundle_efficiency::run(args, output),
         Verb::Inspect(args) => {
             let inspection = Bundle::open(&data::bundle(&args.bundle)?)?.inspect()?;
             output.print(&inspection, || inspection_text(&inspection))?;

@@ -2,6 +2,7 @@
 
 mod bundle;
 mod bundle_diff;
+mod bundle_efficiency;
 mod calibrate;
 mod compare;
 mod profile;

@@ -21,6 +21,7 @@ fn help_texts_are_as_reviewed() {
         ["bundle", "verify"],
         ["bundle", "diff"],
         ["bundle", "stats"],
+        ["bundle", "efficiency"],
         ["workload", "inspect"],
     ] {
         check(&verb);

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bundle_diff;
+mod efficiency;
 mod fixture;
 mod help;
 mod mutation;
