@@ -107,25 +107,25 @@ fn points_of(
     Ok(points)
 }
 
-/// A size from each of `count` strata of the list: one of the list, or any other between its neighbours.
-///
-/// Even architectures have the smallest, odd ones the largest.
+/// The smallest and the largest size, without which a predictor would not interpolate between them; and from each
+/// stratum of the list between them one of the list, or any other.
 fn sizes(list: &[u32], limit: u32, count: usize, index: usize, operator: Operator) -> Vec<u32> {
     let mut random = Pcg64::seed_from_u64((index as u64) << 8 | operator as u64);
     let mut list: Vec<u32> = list.iter().copied().filter(|&size| size < limit).collect();
     list.push(limit);
-    let mut sizes = Vec::with_capacity(count);
-    for i in 0..count {
-        let (begin, end) = (i * list.len() / count, (i + 1) * list.len() / count);
+    let mut sizes = vec![list[0], limit];
+    let strata = count.saturating_sub(2);
+    for i in 0..strata {
+        let (begin, end) = (i * list.len() / strata, (i + 1) * list.len() / strata);
         if begin == end {
             continue;
         }
-        let (low, high) = (list[begin], list[end - 1]);
-        sizes.push(match i {
-            0 if index.is_multiple_of(2) => low,
-            _ if i + 1 == count && !index.is_multiple_of(2) => limit,
-            _ if random.random() => list[random.random_range(begin..end)],
-            _ => log_between(low.into(), high.into(), random.random()).round() as u32,
+        let (low, high) = (f64::from(list[begin]), f64::from(list[end - 1]));
+        let of_list = list[random.random_range(begin..end)];
+        sizes.push(if random.random() {
+            of_list
+        } else {
+            log_between(low, high, random.random()).round() as u32
         });
     }
     sizes
