@@ -26,7 +26,7 @@ pub use diff::BundleDiff;
 pub use efficiency::Efficiency;
 pub use engine_profile::{Dispatch, DispatchCosts, EngineProfile, HostCost};
 pub use error::{BundleError, CheckError};
-pub use evidence::{DeviceIdentity, Evidence, GpuState};
+pub use evidence::{CrossCheck, DeviceIdentity, Evidence, GpuState};
 pub use forest::{Forest, Tree};
 pub use host::HostCosts;
 pub use inspect::Inspection;

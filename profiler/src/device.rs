@@ -96,6 +96,38 @@ pub struct Ceilings {
     pub matmul_flops_per_s: f64,
 }
 
+/// Times of a launch from the device's own record of each kernel's start and end.
+///
+/// A number here is the mean over the launches of one uninterrupted run, as a measured sample is; the statistics are
+/// over several runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActivityTimes {
+    /// The launch's kernels, each from its start to its end, added up.
+    pub duration: TimeStats,
+    /// From a launch's first kernel to the next launch's; `None` where a run was one launch.
+    ///
+    /// Recording makes the gaps between kernels longer, so this is at least what the launch takes unrecorded.
+    pub period: Option<TimeStats>,
+    /// The same runs timed by events around them, recording and all; `None` where none were placed.
+    pub event: Option<TimeStats>,
+    /// Kernels of one launch; more than one for chunks and decodes together, or a product in parts and their sum.
+    pub num_kernels_per_launch: f64,
+    /// Their names, in order.
+    pub kernel_names: Vec<String>,
+}
+
+/// How a cross-check of a point went.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CrossCheckOutcome {
+    /// The device recorded its kernels.
+    Times(ActivityTimes),
+    /// It could not; nothing is wrong with the point's measured time.
+    Unavailable {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
 /// Something whose operators can be measured.
 pub trait Device {
     /// What the device is.
@@ -128,6 +160,17 @@ pub trait Device {
         cache: CacheState,
         rule: &StoppingRule,
     ) -> Result<Measurement, ProfileError>;
+
+    /// Times the point a second way, by the device's own record of each kernel's start and end.
+    ///
+    /// Recording may leave traces in the driver, so a run cross-checks after it has measured. Whatever stands in the
+    /// way of recording is an outcome and no error.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    fn cross_check(&mut self, _point: &Point, _cache: CacheState) -> Result<CrossCheckOutcome, ProfileError> {
+        Ok(CrossCheckOutcome::Unavailable { reason: "this device keeps no record of its kernels".into() })
+    }
 
     /// Measures the ceilings.
     ///

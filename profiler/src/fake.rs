@@ -26,7 +26,9 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::{
-    device::{Ceilings, CheckReport, Device, Measurement, Point, StoppingRule},
+    device::{
+        ActivityTimes, Ceilings, CheckReport, CrossCheckOutcome, Device, Measurement, Point, StoppingRule,
+    },
     error::ProfileError,
 };
 
@@ -307,6 +309,24 @@ impl Device for FakeDevice {
         })
     }
 
+    /// Kernels that follow each other at the law's times, of which the overhead is the gap between two of them.
+    fn cross_check(&mut self, point: &Point, cache: CacheState) -> Result<CrossCheckOutcome, ProfileError> {
+        self.check_alive(point)?;
+        let period_ns = self.time_ns(point, cache);
+        let duration_ns = (period_ns - OVERHEAD_NS).max(1e-3);
+        let constant = |ns: f64| TimeStats::from_times(&[ns; 5]);
+        Ok(match constant(duration_ns) {
+            Some(duration) => CrossCheckOutcome::Times(ActivityTimes {
+                duration,
+                period: constant(period_ns),
+                event: None,
+                num_kernels_per_launch: 1.0,
+                kernel_names: vec!["law".into()],
+            }),
+            None => CrossCheckOutcome::Unavailable { reason: "a time that is not finite".into() },
+        })
+    }
+
     fn host_costs(&mut self) -> Result<HostCosts, ProfileError> {
         let constant = |ns: f64| TimeStats {
             n: 1,
@@ -373,6 +393,8 @@ impl Device for FakeDevice {
 
 #[cfg(test)]
 mod tests {
+    use plumbline_bundles::CrossCheck;
+
     use super::*;
 
     fn gemm(m: u32) -> Point {
@@ -408,6 +430,29 @@ mod tests {
         assert_ne!(other, first);
         let error = first.stats.mean_ns / device.true_time_ns(&gemm(8)) - 1.0;
         assert!(error.abs() < 0.01, "{error}");
+    }
+
+    #[test]
+    fn a_cross_check_follows_the_same_law() {
+        let mut device = FakeDevice::new(1);
+        let measured = device.measure(&gemm(8), CacheState::Cold, &RULE).unwrap();
+        let gap_ns = device.host_costs().unwrap().kernel_gap_ns.p50_ns;
+        let CrossCheckOutcome::Times(times) = device.cross_check(&gemm(8), CacheState::Cold).unwrap() else {
+            panic!("the fake device records its kernels");
+        };
+        let period_ns = times.period.unwrap().p50_ns;
+        assert!((period_ns - device.true_time_ns(&gemm(8))).abs() < 1e-6);
+        assert!((period_ns - times.duration.p50_ns - gap_ns).abs() < 1e-6);
+        let gemm = gemm(8);
+        let compared = CrossCheck::new(
+            (gemm.operator, &gemm.shape, CacheState::Cold),
+            measured.stats.p50_ns,
+            times.duration.p50_ns,
+            Some(period_ns),
+            None,
+            gap_ns,
+        );
+        assert!(compared.agrees, "{compared:?}");
     }
 
     #[test]

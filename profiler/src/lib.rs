@@ -16,7 +16,7 @@ pub mod profile;
 pub mod reference;
 
 pub use cuda::CudaDevice;
-pub use device::{CheckReport, Device, Measurement, Point, StoppingRule};
+pub use device::{ActivityTimes, CheckReport, CrossCheckOutcome, Device, Measurement, Point, StoppingRule};
 pub use error::ProfileError;
 pub use evidence::NvmlMonitor;
 pub use fake::FakeDevice;

@@ -5,6 +5,7 @@ use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeSta
 use plumbline_schema::{Bytes, GpuSpec};
 
 use super::{
+    activity::{self, RecordedWay},
     attention::Chip,
     ceilings, check,
     compile::{kernel_hash, nvrtc_version},
@@ -15,7 +16,7 @@ use super::{
     timing,
 };
 use crate::{
-    device::{Ceilings, CheckReport, Device, Measurement, Point, StoppingRule},
+    device::{Ceilings, CheckReport, CrossCheckOutcome, Device, Measurement, Point, StoppingRule},
     error::ProfileError,
     evidence::{NvmlIdentity, NvmlMonitor},
 };
@@ -77,6 +78,29 @@ impl CudaDevice {
         libraries::require_all()?;
         let count = CudaContext::device_count().map_err(|error| no_device("counting GPUs", error))?;
         Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// As [`Device::cross_check`], launched in a given way.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    pub fn cross_check_by(
+        &mut self,
+        point: &Point,
+        cache: CacheState,
+        way: RecordedWay,
+    ) -> Result<CrossCheckOutcome, ProfileError> {
+        self.bind()?;
+        match activity::cross_check(&mut self.gpu, point, cache, way) {
+            Ok(times) => Ok(CrossCheckOutcome::Times(times)),
+            Err(error) if self.is_broken() => Err(ProfileError::Operator {
+                operator: point.operator,
+                shape: point.shape,
+                reason: format!("while its kernels were recorded: {error}"),
+                fatal: true,
+            }),
+            Err(error) => Ok(CrossCheckOutcome::Unavailable { reason: error.to_string() }),
+        }
     }
 
     /// Runs device work on this thread, and names the point if it fails.
@@ -158,6 +182,18 @@ impl Device for CudaDevice {
                 .ok_or_else(|| CudaError::Unsupported("no finite times were measured".to_owned()))?;
             Ok(Measurement { stats, kernel: prepared.kernel, stop: times.stop })
         })
+    }
+
+    fn cross_check(&mut self, point: &Point, cache: CacheState) -> Result<CrossCheckOutcome, ProfileError> {
+        let in_graph = self.cross_check_by(point, cache, RecordedWay::Graph)?;
+        if let CrossCheckOutcome::Unavailable { .. } = in_graph {
+            // Some versions of the library do not see into graphs.
+            let in_stream = self.cross_check_by(point, cache, RecordedWay::Stream)?;
+            if let CrossCheckOutcome::Times(_) = in_stream {
+                return Ok(in_stream);
+            }
+        }
+        Ok(in_graph)
     }
 
     fn ceilings(&mut self) -> Result<Ceilings, ProfileError> {

@@ -1,12 +1,15 @@
 //! A real GPU behind [`crate::device::Device`]: the driver, run-time compilation, cuBLASLt and the operators.
 //!
 //! Start with [`CudaDevice`]; then `launch` (operands to launches), `operands` (what a timed launch works on),
-//! `timing` (how it is timed) and `check` (how it is compared with `crate::reference`).
+//! `timing` (how it is timed), `activity` (how it is timed a second way, by `cupti`'s records) and `check` (how it is
+//! compared with `crate::reference`).
 
+mod activity;
 mod attention;
 mod ceilings;
 mod check;
 mod compile;
+mod cupti;
 mod device;
 mod driver;
 mod gemm;
@@ -18,6 +21,7 @@ mod memory;
 mod operands;
 mod timing;
 
+pub use activity::RecordedWay;
 pub use compile::{Compiled, KernelSource, compile, kernel_hash, supported_architectures};
 pub use device::CudaDevice;
 pub use libraries::{load_nvrtc_from, nvrtc_is_present};
