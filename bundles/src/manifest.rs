@@ -13,7 +13,7 @@ use crate::{
 /// Version of the bundle format, `major.minor`.
 ///
 /// A reader refuses another major version and a newer minor one. Changelog: 1.0 first version; 1.1 samples
-/// say why they stopped and after how many attempts.
+/// say why they stopped and after how many attempts, host costs are told in more detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormatVersion {
     /// Raised when old readers would misread a file.

@@ -111,6 +111,7 @@ fn inspection_text(inspection: &Inspection) -> String {
     text.line(facts);
     text.line(operators_table(&inspection.operators));
     if let Some(host) = &inspection.host {
+        text.line(host_facts(host));
         text.line(host_table(host));
     }
     for (title, lines) in [("not measured", &inspection.incomplete), ("note", &inspection.notes)] {
@@ -150,21 +151,55 @@ fn operators_table(operators: &[OperatorSummary]) -> Table {
     table
 }
 
+fn host_facts(host: &HostCosts) -> Table {
+    let mut table = Table::plain();
+    for (name, value) in super::host::facts(&host.cpu_model, host.num_cores, &host.cpu) {
+        table.row([name.to_owned(), value]);
+    }
+    table.row(["score".to_owned(), super::host::score(host.single_thread_score, host.score.as_ref())]);
+    table
+}
+
 fn host_table(host: &HostCosts) -> Table {
-    let mut table = Table::new(&["host cost", ">p50", ">p95"]);
+    let mut table = Table::new(&["host cost", ">min", ">p50", ">p95"]);
+    let time = |ns: f64| Nanos::from_f64(ns).to_string();
     let mut row = |name: String, stats: &TimeStats| {
-        let time = |ns: f64| Nanos::from_f64(ns).to_string();
-        table.row([name, time(stats.p50_ns), time(stats.p95_ns)]);
+        table.row([name, time(stats.min_ns), time(stats.p50_ns), time(stats.p95_ns)]);
     };
     row("kernel launch".into(), &host.kernel_launch_ns);
+    for cost in &host.launch_rows {
+        row(format!("kernel launch, {} in a row", cost.num_launches), &cost.launch_ns);
+    }
+    for cost in &host.launch_arguments {
+        row(format!("kernel launch, {} arguments", cost.num_arguments), &cost.launch_ns);
+    }
     row("kernel gap on the GPU".into(), &host.kernel_gap_ns);
     for graph in &host.graph_launch {
         row(format!("graph launch, {} kernels", graph.num_nodes), &graph.launch_ns);
     }
     row("synchronise".into(), &host.synchronize_ns);
+    if let Some(stats) = &host.synchronize_after_work_ns {
+        row("synchronise, work just done".into(), stats);
+    }
+    if let Some(events) = &host.events {
+        row("event record".into(), &events.record_ns);
+        row("event query".into(), &events.query_ns);
+        row("event synchronise".into(), &events.synchronize_ns);
+    }
     for copy in &host.copies {
         row(format!("copy {} bytes to the GPU", copy.num_bytes), &copy.to_device_ns);
         row(format!("copy {} bytes to the host", copy.num_bytes), &copy.to_host_ns);
+    }
+    for copy in &host.input_copies {
+        for (kind, times) in [("pinned", &copy.pinned), ("pageable", &copy.pageable)] {
+            row(format!("input of {} {kind} bytes, call", copy.num_bytes), &times.call_ns);
+            row(format!("input of {} {kind} bytes, done", copy.num_bytes), &times.done_ns);
+        }
+    }
+    for cost in &host.after_idle {
+        let idle = Nanos(cost.idle_ns);
+        row(format!("launch and wait after {idle} idle"), &cost.launch_and_wait_ns);
+        row(format!("matrix product after {idle} idle, on the GPU"), &cost.compute_ns);
     }
     table
 }

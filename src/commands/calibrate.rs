@@ -6,7 +6,7 @@ use plumbline_bundles::{
     Bundle, EngineProfile, OutOfDomain,
     bundle::{engine_name, to_json},
 };
-use plumbline_schema::ModelSpec;
+use plumbline_schema::{HostInfo, ModelSpec};
 use plumbline_simulator::BundleTimes;
 use plumbline_validator::calibrate::{
     CalibrateError, CalibrateOptions, FitRun, HeldOutRow, calibrate, judge, uncalibrated,
@@ -60,6 +60,15 @@ pub struct Args {
     #[arg(long, value_name = "PROFILE")]
     out: Option<PathBuf>,
 
+    /// Host of the (first) runs, when they do not record it, so that the profile can be told for others by their
+    /// scores: a JSON file of `plumb host --out`, a score, or `bundle` for the host that the bundle was measured on
+    #[arg(long, value_name = "FILE|SCORE|bundle")]
+    host: Option<String>,
+
+    /// The same by its single-thread score alone
+    #[arg(long, value_name = "SCORE", conflicts_with = "host")]
+    host_score: Option<f64>,
+
     /// Seed of the simulations of held-out runs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -79,6 +88,7 @@ struct Report<'a> {
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let mut bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
     let predictors = predictors(&bundle, args.gpu.as_deref())?;
+    let host = host(args, &bundle)?;
     let fit_on = read_runs(&args.real, args.model.as_deref())?;
     let held_out = read_runs(&args.hold_out, args.model.as_deref())?;
     let options = CalibrateOptions {
@@ -88,13 +98,31 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         predictors_digest: bundle.predictors_digest(),
     };
     let times = BundleTimes { predictors: &predictors, out_of_domain: OutOfDomain::Extrapolate };
-    let profile = calibrate(&fit_on, &times, &options)?;
+    let mut profile = calibrate(&fit_on, &times, &options)?;
+    if host.is_some() {
+        profile.fitted_on.host = host;
+    }
     let rows = judge(&held_out, &times, &options.prior, &profile, args.seed)?;
     let out = save(&profile, args.out.as_deref(), &mut bundle)?;
     let report = Report { out: out.display().to_string(), profile: &profile, held_out: &rows };
     output.print(&report, || text(&profile, &rows))?;
+    if profile.fitted_on.host.is_none() {
+        output.note(
+            "note: the runs do not record their host's score, so `plumb simulate --host` cannot tell this profile for \
+             another host; name it with --host or --host-score",
+        );
+    }
     output.note(format!("wrote {}", out.display()));
     Ok(Exit::Fine)
+}
+
+/// The host of the runs, as named by an option; `None` leaves it to what the runs record.
+fn host(args: &Args, bundle: &Bundle) -> Result<Option<HostInfo>, Failure> {
+    match (&args.host, args.host_score) {
+        (Some(name), _) => super::host::named(name, bundle).map(Some),
+        (None, Some(score)) => super::host::of_score("--host-score", score).map(Some),
+        (None, None) => Ok(None),
+    }
 }
 
 /// The profile to start from.
@@ -141,6 +169,11 @@ fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
     for (dispatch, steps) in &fitted.num_steps {
         let error = fitted.step_error.get(dispatch).map_or_else(|| "n/a".to_owned(), |error| percent(*error));
         text.line(format_args!("{dispatch}: {steps} steps, median absolute error {error}"));
+    }
+    if let Some(host) = &fitted.host {
+        let cpu = host.cpu_model.as_deref().unwrap_or("CPU not named");
+        let score = super::host::score(host.single_thread_score, None);
+        text.line(format_args!("host of the costs: {cpu}, {score}"));
     }
     if fitted.host_factors.len() > 1 {
         let factors = fitted.host_factors.iter().map(|(host, factor)| format!("{host} {factor:.2}"));

@@ -5,6 +5,7 @@ mod bundle_diff;
 mod bundle_efficiency;
 mod calibrate;
 mod compare;
+mod host;
 mod profile;
 mod simulate;
 mod train;
@@ -44,6 +45,7 @@ enum Command {
     Simulate(simulate::Args),
     Compare(compare::Args),
     Calibrate(calibrate::Args),
+    Host(host::Args),
 }
 
 impl Cli {
@@ -62,6 +64,7 @@ impl Cli {
             Command::Simulate(args) => simulate::run(args, output),
             Command::Compare(args) => compare::run(args, output),
             Command::Calibrate(args) => calibrate::run(args, output),
+            Command::Host(args) => host::run(args, output),
         }
     }
 }

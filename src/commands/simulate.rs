@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use plumbline_bundles::{Bundle, Dispatch, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex};
-use plumbline_schema::{Deployment, EngineMode, GpuSpec, ModelSpec, Run, RunKind, Workload};
+use plumbline_schema::{
+    Deployment, EngineMode, GpuSpec, HostFactorBasis, HostFactorUsed, HostInfo, ModelSpec, Run, RunKind,
+    Workload,
+};
 use plumbline_simulator::{
     BundleTimes, Coverage, Residuals, SimulateOptions, Simulation, SimulationCounts, simulate,
 };
@@ -59,6 +62,11 @@ pub struct Args {
     /// repeated)
     #[arg(long, value_name = "RUN")]
     host_run: Vec<PathBuf>,
+
+    /// Predict another host by single-thread scores: a score, a JSON file of `plumb host --out`, or `bundle` for the
+    /// host that the bundle was measured on. Without it, host costs are as in the engine profile
+    #[arg(long, value_name = "FILE|SCORE|bundle", conflicts_with = "host_run")]
+    host: Option<String>,
 
     /// What to do about shapes outside of what was measured
     #[arg(long, value_enum, default_value_t = OutOfDomainArg::Extrapolate)]
@@ -121,24 +129,53 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let mut profile = engine(&bundle, &args.engine)?;
     let predictors = predictors(&bundle, args.gpu.as_deref())?;
     let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
+    let times = BundleTimes { predictors: &predictors, out_of_domain: args.out_of_domain.into() };
+    let host = args.host.as_deref().map(|name| super::host::named(name, &bundle)).transpose()?;
+    let host_factor = move_to_host(args, host.as_ref(), times, &mut profile, output)?;
     let options = SimulateOptions {
         seed: args.seed,
         residuals: args.residuals.into(),
         gpu: Some(predictors.gpu().name.clone()),
         workload_digest: Some(sha256_hex(workload.canonical_text().as_bytes())),
         bundle_digest: Some(bundle.digest().to_owned()),
+        host,
+        host_factor,
     };
-    let times = BundleTimes { predictors: &predictors, out_of_domain: args.out_of_domain.into() };
-    if !args.host_run.is_empty() {
-        let runs = super::calibrate::read_runs(&args.host_run, None)?;
-        profile.host_factor = host_factor(&runs, &times, &profile)?.factor;
-    }
     let simulation = simulate(&model, &workload, &deployment, &profile, times, &options)?;
     simulation.run.write(&args.out)?;
     let report = Report::of(&args.out, &simulation);
     output.print(&report, || report.text())?;
     output.note(format!("wrote {}", args.out.display()));
     Ok(Exit::Fine)
+}
+
+/// Gives the profile the factor of the host asked for, and says which it is and why; `None` when none was asked for.
+fn move_to_host(
+    args: &Args,
+    host: Option<&HostInfo>,
+    times: BundleTimes<'_>,
+    profile: &mut EngineProfile,
+    output: Output,
+) -> Result<Option<HostFactorUsed>, Failure> {
+    if !args.host_run.is_empty() {
+        let runs = super::calibrate::read_runs(&args.host_run, None)?;
+        let read = host_factor(&runs, &times, profile)?;
+        profile.host_factor = read.factor;
+        let num_steps = Some(read.num_steps as u64);
+        let basis = HostFactorBasis::Runs;
+        return Ok(Some(HostFactorUsed { factor: read.factor, basis, fitted_score: None, num_steps }));
+    }
+    let Some(host) = host else { return Ok(None) };
+    let (on_host, used) = profile.on_host(host);
+    if used.basis == HostFactorBasis::FittedHostUnknown {
+        output.note(format!(
+            "note: engine profile `{}` does not say which host it was fitted on, so --host changes nothing (host factor \
+             {}); `plumb calibrate --host` records it, and --host-run needs no score",
+            profile.name, used.factor
+        ));
+    }
+    *profile = on_host;
+    Ok(Some(used))
 }
 
 /// Refuses to write over anything but an earlier simulation.
@@ -214,6 +251,10 @@ struct Report<'a> {
     coverage: Coverage,
     metrics: Vec<MetricLine>,
     rejected: Vec<Rejected>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a HostInfo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_factor: Option<&'a HostFactorUsed>,
 }
 
 #[derive(Serialize)]
@@ -231,7 +272,7 @@ struct Rejected {
 }
 
 impl<'a> Report<'a> {
-    fn of(out: &'a Path, simulation: &Simulation) -> Self {
+    fn of(out: &'a Path, simulation: &'a Simulation) -> Self {
         let measured = RunMetrics::of(&simulation.run);
         let pairs = Metric::ALL.into_iter().flat_map(|metric| Stat::ALL.map(|stat| (metric, stat)));
         let line = |(metric, stat)| match measured.stat_ns(metric, stat) {
@@ -247,6 +288,22 @@ impl<'a> Report<'a> {
             rejected: rejected
                 .map(|(id, reason)| Rejected { request_id: *id, reason: reason.to_string() })
                 .collect(),
+            host: simulation.run.info.host.as_ref(),
+            host_factor: simulation.run.info.host_factor.as_ref(),
+        }
+    }
+
+    /// What a host factor rests on, in words.
+    fn why(&self, used: &HostFactorUsed) -> String {
+        match (used.basis, used.fitted_score, self.host) {
+            (HostFactorBasis::Scores, Some(fitted), Some(host)) => format!(
+                "the host fitted on scores {fitted:.1}, the one asked for {:.1}",
+                host.single_thread_score
+            ),
+            (HostFactorBasis::Runs, ..) => {
+                format!("read off {} steps of real runs", used.num_steps.unwrap_or_default())
+            }
+            _ => "as in the engine profile, which does not say which host it was fitted on".to_owned(),
         }
     }
 
@@ -279,7 +336,11 @@ impl<'a> Report<'a> {
             "steps: {} eager, {} piecewise graph, {} full graph",
             counts.eager_steps, counts.piecewise_graph_steps, counts.full_graph_steps
         ));
-        text.line(format_args!("GPU time: {}\n", shares.join(", ")));
+        text.line(format_args!("GPU time: {}", shares.join(", ")));
+        if let Some(used) = self.host_factor {
+            text.line(format_args!("host factor {:.3}: {}", used.factor, self.why(used)));
+        }
+        text.line("");
         text.line(table);
         for rejected in &self.rejected {
             text.line(format_args!("rejected request {}: {}", rejected.request_id, rejected.reason));

@@ -5,6 +5,7 @@ mod bundle_diff;
 mod efficiency;
 mod fixture;
 mod help;
+mod host;
 mod mutation;
 mod pipeline;
 mod repeatability;
