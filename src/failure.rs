@@ -155,6 +155,7 @@ impl From<ProfileError> for Failure {
                 "install an NVIDIA driver and the CUDA 12 or 13 libraries NVRTC and cuBLASLt (LD_LIBRARY_PATH), \
                  or try `--device fake`",
             ),
+            error @ ProfileError::Journal { .. } => Self::new(Exit::Incomplete, error),
             error => Self::new(Exit::Unexpected, error),
         }
     }

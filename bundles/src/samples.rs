@@ -108,7 +108,7 @@ impl StopReason {
 }
 
 /// One measured point.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Which operator.
     pub operator: Operator,

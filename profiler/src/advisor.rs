@@ -3,7 +3,10 @@
 //! The profiler knows nothing of predictors. It asks an [`Advisor`] where they are least sure, and [`choose`] picks
 //! the points that are worth their time.
 
-use plumbline_bundles::{CurveError, Sample, features::ln_distance};
+use std::collections::{BTreeMap, BTreeSet};
+
+use plumbline_bundles::{CurveError, Sample, features::LnShape};
+use plumbline_schema::Operator;
 
 use crate::device::Point;
 
@@ -24,25 +27,28 @@ pub trait Advisor {
 /// Expected relative error of a point of which nothing is known.
 const UNKNOWN: f64 = 1.0;
 
-/// How far a measured point tells of others, as [`ln_distance`]: 0.4 is a factor of 1.5 in one number of a shape.
+/// How far a measured point tells of others, as [`LnShape::distance`]: 0.4 is a factor of 1.5 in one number of a shape.
 const REACH: f64 = 0.4;
 
 /// Picks the points to measure next: indices of `candidates`, in the order of measuring.
 ///
-/// Greedy by unsureness per cost. What is measured tells of its neighbourhood too, so after each pick the unsureness of the same
-/// operator's candidates shrinks to the share `1 - exp(-(distance / reach)^2)`, and picks spread. An infinite unsureness
-/// counts as 100 %, or as the largest finite one where that is more.
+/// Greedy by gain per cost. The gain is the unsureness over the number of the operator's candidates, as errors count by operator, and each
+/// of a few points then tells more of its operator than each of many. What is measured tells of its neighbourhood too:
+/// after each pick the gains of candidates with the same kernels shrink to the share `1 - exp(-(distance / reach)^2)`,
+/// so that picks spread. An infinite unsureness counts as 100 %, or as the largest finite one where that is more.
 ///
 /// `cost_ns` is what measuring each candidate takes; together the picks cost at most `budget_ns`. Candidates whose
-/// unsureness is 0 or not a number are not picked. The three slices have one length; beyond the shortest nothing is
-/// looked at.
+/// unsureness is 0 or not a number are not picked, nor is one shape twice. The three slices have one length; beyond
+/// the shortest nothing is looked at.
 #[must_use]
 pub fn choose(unsureness: &[f64], candidates: &[Point], cost_ns: &[f64], budget_ns: f64) -> Vec<usize> {
     let n = unsureness.len().min(candidates.len()).min(cost_ns.len());
     let largest = unsureness.iter().copied().filter(|u| u.is_finite()).fold(UNKNOWN, f64::max);
-    // NaN compares as less than 0 here.
-    let mut gains: Vec<f64> =
-        unsureness[..n].iter().map(|&u| if u > 0.0 { u.min(largest) } else { 0.0 }).collect();
+    // Not a number is not above 0.
+    let known = |i: usize| if unsureness[i] > 0.0 { unsureness[i].min(largest) } else { 0.0 };
+    let shapes: Vec<LnShape> = candidates[..n].iter().map(|point| LnShape::new(&point.shape)).collect();
+    let weights = weights(&candidates[..n]);
+    let mut gains: Vec<f64> = (0..n).map(|i| known(i) * weights[i]).collect();
     let cost = |i: usize| cost_ns[i].max(1.0);
     let mut chosen = Vec::new();
     let mut budget_left_ns = budget_ns;
@@ -56,8 +62,8 @@ pub fn choose(unsureness: &[f64], candidates: &[Point], cost_ns: &[f64], budget_
         chosen.push(best);
         budget_left_ns -= cost(best);
         for (i, gain) in gains.iter_mut().enumerate() {
-            if candidates[i].operator == candidates[best].operator {
-                let distance = ln_distance(&candidates[i].shape, &candidates[best].shape) / REACH;
+            if kernels(candidates[i].operator) == kernels(candidates[best].operator) {
+                let distance = shapes[i].distance(&shapes[best]) / REACH;
                 *gain *= 1.0 - (-distance * distance).exp();
             }
         }
@@ -65,9 +71,29 @@ pub fn choose(unsureness: &[f64], candidates: &[Point], cost_ns: &[f64], budget_
     }
 }
 
+/// One operator in place of all that run the same kernels: the matrix products are one library call.
+fn kernels(operator: Operator) -> Operator {
+    if operator.is_gemm() { Operator::QkvProj } else { operator }
+}
+
+/// For each candidate the share of an operator that it stands for: operators with its kernels over candidates of these.
+fn weights(candidates: &[Point]) -> Vec<f64> {
+    let mut counts: BTreeMap<Operator, (BTreeSet<Operator>, usize)> = BTreeMap::new();
+    for point in candidates {
+        let (operators, count) = counts.entry(kernels(point.operator)).or_default();
+        operators.insert(point.operator);
+        *count += 1;
+    }
+    let weight = |point: &Point| {
+        let (operators, count) = &counts[&kernels(point.operator)];
+        operators.len() as f64 / *count as f64
+    };
+    candidates.iter().map(weight).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use plumbline_schema::{Operator, OperatorShape};
+    use plumbline_schema::OperatorShape;
 
     use super::*;
 
@@ -105,11 +131,29 @@ mod tests {
         // Two close together and a third far away that is only half as unsure.
         let points = norms(&[1000, 1010, 10]);
         assert_eq!(choose(&[0.2, 0.19, 0.1], &points, &[1.0; 3], 2.0), [0, 2]);
-        // Another operator's point is no neighbour.
-        let mut points = points;
-        points[1].operator = Operator::Embedding;
-        points[1].shape = OperatorShape::Embedding { num_tokens: 1010, hidden_size: 1024 };
-        assert_eq!(choose(&[0.2, 0.19, 0.1], &points, &[1.0; 3], 2.0), [0, 1]);
+    }
+
+    #[test]
+    fn neighbours_are_points_with_the_same_kernels() {
+        let gemm = |operator| Point {
+            operator,
+            shape: OperatorShape::Gemm { m: 1000, n: 1024, k: 1024 },
+            batch: None,
+        };
+        let shape = OperatorShape::Embedding { num_tokens: 1000, hidden_size: 1024 };
+        let embedding = Point { operator: Operator::Embedding, shape, batch: None };
+        let points =
+            [norms(&[1000]), vec![embedding, gemm(Operator::QkvProj), gemm(Operator::OProj)]].concat();
+        assert_eq!(choose(&[0.4, 0.3, 0.2, 0.1], &points, &[1.0; 4], 9.0), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_point_of_few_comes_before_one_of_many() {
+        let mut points = norms(&[1, 100, 10_000, 1_000_000]);
+        points[0].operator = Operator::Embedding;
+        points[0].shape = OperatorShape::Embedding { num_tokens: 1, hidden_size: 1024 };
+        assert_eq!(choose(&[0.2, 0.4, 0.1, 0.1], &points, &[1.0; 4], 2.0), [0, 1]);
+        assert_eq!(choose(&[0.1, 0.4, 0.1, 0.1], &points, &[1.0; 4], 2.0), [1, 0]);
     }
 
     #[test]

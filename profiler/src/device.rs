@@ -1,5 +1,7 @@
 //! The seam between what is measured and what measures: a GPU through CUDA, or a fake with a known law.
 
+use std::time::Duration;
+
 use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, StopReason, TimeStats};
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch};
 use serde::{Deserialize, Serialize};
@@ -64,6 +66,12 @@ impl StoppingRule {
 pub struct Measurement {
     /// GPU time of one launch, launched back to back, gap included.
     pub stats: TimeStats,
+    /// The times themselves, ns, in the order in which they were taken.
+    pub times_ns: Vec<f64>,
+    /// The GPU right before the first time was taken, warmed up.
+    pub before: GpuState,
+    /// The GPU right after the last.
+    pub after: GpuState,
     /// Kernel and configuration, or the library's algorithm.
     pub kernel: String,
     /// Why the repetition ended.
@@ -88,7 +96,7 @@ impl CheckReport {
 }
 
 /// Rates reached in the run itself, against which operators are judged.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Large device copy, bytes read plus written, bytes/s.
     pub copy_bandwidth_bytes_per_s: f64,
@@ -139,6 +147,14 @@ pub trait Device {
     /// Clocks, power and the like at this moment; fields that cannot be read are `None`.
     fn state(&mut self) -> GpuState;
 
+    /// Time since the device was opened: a fake device's is made up, so that runs on it repeat exactly.
+    fn elapsed(&self) -> Duration;
+
+    /// What a reader of its measurements should know of the device, in words: a part of a GPU, readings not permitted.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What reads the device's state from another thread while it measures; `None` where nothing can.
     fn monitor(&self) -> Option<NvmlMonitor> {
         None
@@ -150,7 +166,7 @@ pub trait Device {
     /// When it cannot run; a wrong result is a report that did not pass.
     fn check(&mut self, point: &Point) -> Result<CheckReport, ProfileError>;
 
-    /// Times the operator at the point.
+    /// Times the operator at the point, once the clocks have recovered from what ran before.
     ///
     /// # Errors
     /// When it cannot run: out of memory, a failing kernel. The device stays usable unless the error says not.

@@ -57,6 +57,14 @@ pub enum ProfileError {
         /// Largest error that passes.
         tolerance: f64,
     },
+    /// The journal cannot be written: measuring on would lose what it finds.
+    #[error("the journal {} cannot be written: {source}; free some space, then go on with `--resume`", path.display())]
+    Journal {
+        /// The journal.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] BundleError),

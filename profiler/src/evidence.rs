@@ -14,7 +14,7 @@ use std::{
 use nvml_wrapper::{
     Device, Nvml,
     bitmasks::device::ThrottleReasons,
-    enum_wrappers::device::{Clock, TemperatureSensor},
+    enum_wrappers::device::{Clock, ComputeMode, TemperatureSensor},
     error::NvmlError,
 };
 use plumbline_bundles::GpuState;
@@ -55,6 +55,8 @@ pub struct NvmlIdentity {
     pub ecc: Option<bool>,
     /// Whether MIG is on.
     pub mig: Option<bool>,
+    /// Compute mode where it is not the default one, as `exclusive_process`.
+    pub compute_mode: Option<String>,
 }
 
 impl NvmlMonitor {
@@ -89,7 +91,27 @@ impl NvmlMonitor {
             driver_version: self.nvml.sys_driver_version().ok(),
             ecc: device.as_ref().and_then(|d| d.is_ecc_enabled().ok()).map(|ecc| ecc.currently_enabled),
             mig: device.as_ref().and_then(|d| d.mig_mode().ok()).map(|mig| mig.current != 0),
+            compute_mode: device.as_ref().and_then(|d| d.compute_mode().ok()).and_then(name_of_mode),
         }
+    }
+
+    /// What cannot be read of the device, in words: the evidence lacks it.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<String> {
+        let device = match self.device() {
+            Ok(device) => device,
+            Err(error) => return vec![format!("NVML does not answer for the device: {error}")],
+        };
+        let errors = [
+            ("SM clock", device.clock_info(Clock::SM).err()),
+            ("memory clock", device.clock_info(Clock::Memory).err()),
+            ("temperature", device.temperature(TemperatureSensor::Gpu).err()),
+            ("power", device.power_usage().err()),
+            ("energy", device.total_energy_consumption().err()),
+            ("throttle reasons", device.current_throttle_reasons().err()),
+        ];
+        let texts = errors.into_iter().filter_map(|(what, error)| Some((what, error?)));
+        texts.map(|(what, error)| format!("NVML does not tell the {what}: {error}")).collect()
     }
 
     /// Reads the state at this moment.
@@ -112,6 +134,16 @@ impl NvmlMonitor {
 
     fn device(&self) -> Result<Device<'_>, NvmlError> {
         self.nvml.device_by_pci_bus_id(self.bus_id.as_str())
+    }
+}
+
+/// The name of a compute mode that restricts who may use the GPU.
+fn name_of_mode(mode: ComputeMode) -> Option<String> {
+    match mode {
+        ComputeMode::Default => None,
+        ComputeMode::ExclusiveThread => Some("exclusive_thread".into()),
+        ComputeMode::Prohibited => Some("prohibited".into()),
+        ComputeMode::ExclusiveProcess => Some("exclusive_process".into()),
     }
 }
 

@@ -13,6 +13,8 @@
 //! A measured time is the law times log-normal noise, which depends on seed, point and cache state only: neither
 //! order nor repetition changes it.
 
+use std::time::Duration;
+
 use plumbline_bundles::{
     CacheState, DeviceIdentity, GpuState, HostCosts, StopReason, TimeStats,
     bundle::sha256_hex,
@@ -53,6 +55,9 @@ pub const DECODE_NS_PER_KEY: f64 = 1.5;
 /// Fixed time of every launch, ns.
 pub const OVERHEAD_NS: f64 = 1800.0;
 
+/// What measuring a point takes on the device's own clock, beside the launches themselves.
+pub const POINT_COST: Duration = Duration::from_millis(20);
+
 /// Standard deviation of the logarithm of a measured time.
 pub const DEFAULT_NOISE: f64 = 0.01;
 
@@ -82,6 +87,27 @@ pub enum Fault {
     Throttled {
         /// The operator.
         operator: Operator,
+        /// Attempts at each point that it lasts for.
+        attempts: u32,
+    },
+    /// The SM clock drops while the operator is measured.
+    ClockShifted {
+        /// The operator.
+        operator: Operator,
+        /// Attempts at each point that it lasts for.
+        attempts: u32,
+    },
+    /// Every other time of the operator is a fifth longer.
+    Bimodal {
+        /// The operator.
+        operator: Operator,
+        /// Attempts at each point that it lasts for.
+        attempts: u32,
+    },
+    /// The process is as good as killed: the measurement of this many points succeeds, the next one ends the run.
+    Stops {
+        /// Points measured before.
+        after: u64,
     },
     /// The operator's measured times lie under the physical floor.
     BelowFloor {
@@ -98,8 +124,12 @@ pub struct FakeDevice {
     seed: u64,
     noise: f64,
     faults: Vec<Fault>,
+    notes: Vec<String>,
     is_dead: bool,
-    last_operator: Option<Operator>,
+    clock: Duration,
+    num_measured: u64,
+    /// The last point measured, and how often in a row.
+    attempts: Option<(Point, CacheState, u32)>,
 }
 
 impl FakeDevice {
@@ -127,8 +157,11 @@ impl FakeDevice {
             seed,
             noise: DEFAULT_NOISE,
             faults: Vec::new(),
+            notes: Vec::new(),
             is_dead: false,
-            last_operator: None,
+            clock: Duration::ZERO,
+            num_measured: 0,
+            attempts: None,
         }
     }
 
@@ -161,6 +194,13 @@ impl FakeDevice {
     #[must_use]
     pub fn with_fault(mut self, fault: Fault) -> Self {
         self.faults.push(fault);
+        self
+    }
+
+    /// Adds something that the device says of itself.
+    #[must_use]
+    pub fn with_note(mut self, note: &str) -> Self {
+        self.notes.push(note.to_owned());
         self
     }
 
@@ -219,6 +259,16 @@ impl FakeDevice {
         Ok(())
     }
 
+    /// How often the point was measured in a row, this time included.
+    fn count_attempt(&mut self, point: &Point, cache: CacheState) -> u32 {
+        let attempt = match &self.attempts {
+            Some((last, state, count)) if last == point && *state == cache => count + 1,
+            _ => 1,
+        };
+        self.attempts = Some((point.clone(), cache, attempt));
+        attempt
+    }
+
     /// Noise of one point: log-normal with median 1.
     fn noise_of(&self, point: &Point, cache: CacheState) -> impl FnMut() -> f64 + use<> {
         let key = format!("{} {point:?} {}", self.seed, cache.name());
@@ -245,14 +295,15 @@ impl Device for FakeDevice {
     }
 
     fn state(&mut self) -> GpuState {
-        let is_throttled = self.last_operator.is_some_and(|last| {
-            self.faults.iter().any(|f| matches!(f, Fault::Throttled { operator } if *operator == last))
-        });
-        GpuState {
-            sm_clock_mhz: Some(self.spec.boost_clock_mhz),
-            throttle_reasons: if is_throttled { vec!["sw_power_cap".into()] } else { Vec::new() },
-            ..GpuState::default()
-        }
+        GpuState { sm_clock_mhz: Some(self.spec.boost_clock_mhz), ..GpuState::default() }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.clock
     }
 
     fn check(&mut self, point: &Point) -> Result<CheckReport, ProfileError> {
@@ -269,7 +320,11 @@ impl Device for FakeDevice {
         rule: &StoppingRule,
     ) -> Result<Measurement, ProfileError> {
         self.check_alive(point)?;
-        self.last_operator = Some(point.operator);
+        self.clock += POINT_COST;
+        let attempt = self.count_attempt(point, cache);
+        let mut before = self.state();
+        let mut after = before.clone();
+        let mut is_bimodal = false;
         let mut scale = 1.0;
         for fault in &self.faults {
             match *fault {
@@ -285,20 +340,46 @@ impl Device for FakeDevice {
                 Fault::BelowFloor { operator } if operator == point.operator => {
                     scale = 0.5 * floor_ns(&point.shape, &self.spec) / self.time_ns(point, cache);
                 }
+                Fault::Throttled { operator, attempts }
+                    if operator == point.operator && attempt <= attempts =>
+                {
+                    before.throttle_reasons = vec!["sw_power_cap".into()];
+                    after.throttle_reasons = before.throttle_reasons.clone();
+                }
+                Fault::ClockShifted { operator, attempts }
+                    if operator == point.operator && attempt <= attempts =>
+                {
+                    after.sm_clock_mhz = Some(self.spec.boost_clock_mhz * 9 / 10);
+                }
+                Fault::Bimodal { operator, attempts }
+                    if operator == point.operator && attempt <= attempts =>
+                {
+                    is_bimodal = true;
+                }
+                Fault::Stops { after } if self.num_measured >= after => {
+                    self.is_dead = true;
+                    return Err(Self::operator_error(point, "the device is gone", true));
+                }
                 _ => {}
             }
         }
         let time_ns = self.time_ns(point, cache) * scale;
         let mut noise = self.noise_of(point, cache);
-        let mut times = Vec::new();
+        let mut times_ns = Vec::new();
         loop {
+            let mode = if is_bimodal && times_ns.len() % 2 == 1 { 1.2 } else { 1.0 };
             // A picosecond is the least that the format can hold as a time.
-            times.push((time_ns * noise()).max(1e-3));
-            let stats = TimeStats::from_times(&times)
+            times_ns.push((time_ns * mode * noise()).max(1e-3));
+            let stats = TimeStats::from_times(&times_ns)
                 .ok_or_else(|| Self::operator_error(point, "a time that is not finite", false))?;
-            if rule.is_met_by(&stats) || stats.n >= rule.max_samples {
-                return Ok(Measurement { stats, kernel: "law".into(), stop: StopReason::Converged });
-            }
+            let stop = match stats.n {
+                _ if rule.is_met_by(&stats) => StopReason::Converged,
+                n if n >= rule.max_samples => StopReason::MaxSamples,
+                _ => continue,
+            };
+            self.num_measured += 1;
+            self.clock += Duration::from_nanos(times_ns.iter().sum::<f64>() as u64);
+            return Ok(Measurement { stats, times_ns, before, after, kernel: "law".into(), stop });
         }
     }
 

@@ -22,8 +22,12 @@ const RULE: StoppingRule = StoppingRule {
 static GPU: Mutex<()> = Mutex::new(());
 
 fn open(test: &str) -> Option<(MutexGuard<'static, ()>, CudaDevice)> {
+    open_as(test, u32::MAX)
+}
+
+fn open_as(test: &str, max_compute_capability: u32) -> Option<(MutexGuard<'static, ()>, CudaDevice)> {
     let guard = GPU.lock().unwrap_or_else(PoisonError::into_inner);
-    match CudaDevice::open(0) {
+    match CudaDevice::open_as(0, max_compute_capability) {
         Ok(device) => Some((guard, device)),
         Err(ProfileError::NoDevice { reason }) => {
             println!("SKIPPED: {test}: {reason}");
@@ -48,9 +52,30 @@ fn check(device: &mut CudaDevice, point: &Point) {
     assert!(report.passed(), "{point:?}: {report:?}");
 }
 
+/// The code that an 8.0 GPU would run, compiled for 8.0 and run on whatever is there.
+#[test]
+fn the_code_path_of_8_0_matches_the_reference_too() {
+    let Some((_guard, mut device)) = open_as("the code path of 8.0", 80) else { return };
+    check_elementwise_and_products(&mut device);
+    check_attention(&mut device);
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    for (point, kernel) in [
+        (attention("64:0", "", heads), "attention_prefill rows=64"),
+        (attention("2048:0", "", heads), "attention_prefill rows=128"),
+        (attention("", "500;600", heads), "attention_decode"),
+    ] {
+        let measured = device.measure(&point, CacheState::Cold, &RULE).unwrap();
+        assert!(measured.kernel.starts_with(kernel), "{}", measured.kernel);
+    }
+}
+
 #[test]
 fn elementwise_operators_and_products_match_the_reference() {
     let Some((_guard, mut device)) = open("elementwise operators and products") else { return };
+    check_elementwise_and_products(&mut device);
+}
+
+fn check_elementwise_and_products(device: &mut CudaDevice) {
     let mut random = Pcg64Mcg::seed_from_u64(1);
     for _ in 0..8 {
         let tokens = random.random_range(1..200u64);
@@ -69,16 +94,20 @@ fn elementwise_operators_and_products_match_the_reference() {
             plain(Operator::Sample, &[tokens, 10 * width]),
             plain(Operator::OProj, &[tokens, 24 * aligned, 40 * aligned]),
         ] {
-            check(&mut device, &point);
+            check(device, &point);
         }
     }
-    check(&mut device, &plain(Operator::RmsNorm, &[2, 16_384]));
-    check(&mut device, &plain(Operator::Sample, &[1, 151_936]));
+    check(device, &plain(Operator::RmsNorm, &[2, 16_384]));
+    check(device, &plain(Operator::Sample, &[1, 151_936]));
 }
 
 #[test]
 fn attention_matches_the_reference_in_every_form() {
     let Some((_guard, mut device)) = open("attention") else { return };
+    check_attention(&mut device);
+}
+
+fn check_attention(device: &mut CudaDevice) {
     let mut random = Pcg64Mcg::seed_from_u64(2);
     for head_dim in [64, 128] {
         for (num_q_heads, num_kv_heads) in [(3, 3), (4, 2), (8, 2), (8, 1), (24, 2)] {
@@ -89,20 +118,20 @@ fn attention_matches_the_reference_in_every_form() {
             let decodes = list(6, 900).join(";");
             let contexts = list(3, 300);
             let chunks = format!("1:{};127:{};200:{}", contexts[0], contexts[1], contexts[2]);
-            check(&mut device, &attention(&chunks, "", heads));
-            check(&mut device, &attention("", &decodes, heads));
-            check(&mut device, &attention(&chunks, &decodes, heads));
+            check(device, &attention(&chunks, "", heads));
+            check(device, &attention("", &decodes, heads));
+            check(device, &attention(&chunks, &decodes, heads));
             // Few queries over so many keys that the keys are split.
-            check(&mut device, &attention("3:1500;40:1100", "", heads));
+            check(device, &attention("3:1500;40:1100", "", heads));
             // Lengths at the edges of KV blocks and tiles.
-            check(&mut device, &attention("64:0;128:128;65:63", "0;14;15;16;63;64", heads));
+            check(device, &attention("64:0;128:128;65:63", "0;14;15;16;63;64", heads));
         }
     }
     // Enough queries for large tiles, and enough decodes that none is split.
     let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
     let chunks = ["150:9"; 9].join(";");
-    check(&mut device, &attention(&chunks, "", heads));
-    check(&mut device, &attention("", &vec!["50"; 100].join(";"), heads));
+    check(device, &attention(&chunks, "", heads));
+    check(device, &attention("", &vec!["50"; 100].join(";"), heads));
 }
 
 #[test]

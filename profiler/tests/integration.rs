@@ -2,10 +2,10 @@
 
 use std::{collections::HashSet, fs, path::Path, time::Duration};
 
-use plumbline_bundles::{Bundle, CacheState};
+use plumbline_bundles::{Bundle, CacheState, CurveError, CurvePoint, Sample};
 use plumbline_profiler::{
-    Envelope, FakeDevice, Plan, Point, ProfileError, ProfileOptions, ProfileOutcome, Progress, Stage,
-    StoppingRule, fake::Fault, profile,
+    Advisor, Envelope, FakeDevice, Plan, Point, ProfileError, ProfileOptions, ProfileOutcome, Progress,
+    Stage, StoppingRule, fake::Fault, profile,
 };
 use plumbline_schema::{ModelSpec, Operator, OperatorShape};
 
@@ -28,7 +28,7 @@ fn options(out: &Path) -> ProfileOptions {
 
 /// Profiles a device into a bundle inside `folder`.
 fn run(folder: &Path, mut device: FakeDevice) -> Result<ProfileOutcome, ProfileError> {
-    profile(&mut device, &options(&folder.join("bundle")), &mut |_| {})
+    profile(&mut device, &options(&folder.join("bundle")), None, &mut |_| {})
 }
 
 fn measured(outcome: &ProfileOutcome) -> HashSet<Operator> {
@@ -146,7 +146,7 @@ fn points_that_do_not_fit_are_recorded() {
 fn throttled_and_impossible_points_are_flagged() {
     let folder = tempfile::tempdir().unwrap();
     let device = FakeDevice::new(1)
-        .with_fault(Fault::Throttled { operator: Operator::QkvProj })
+        .with_fault(Fault::Throttled { operator: Operator::QkvProj, attempts: u32::MAX })
         .with_fault(Fault::BelowFloor { operator: Operator::GateUpProj });
     let outcome = run(folder.path(), device).unwrap();
     assert!(outcome.is_complete());
@@ -158,7 +158,7 @@ fn throttled_and_impossible_points_are_flagged() {
     }
     assert!(outcome.num_throttled > 0 && outcome.num_below_floor > 0);
     let notes = &outcome.bundle.manifest.evidence.as_ref().unwrap().notes;
-    assert!(notes.iter().any(|n| n.ends_with("points measured with clocks held down: sw_power_cap")));
+    assert!(notes.iter().any(|n| n.ends_with("points have clocks held down in every attempt")));
     // What cannot be true does not verify.
     let report = outcome.bundle.verify().unwrap();
     assert_eq!(report.problems.len(), outcome.num_below_floor);
@@ -176,12 +176,142 @@ fn a_device_that_measures_nothing_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
-fn a_spent_budget_is_an_incomplete_bundle() {
+fn doubtful_points_are_measured_again_and_then_marked() {
     let folder = tempfile::tempdir().unwrap();
-    let options = ProfileOptions { budget: Some(Duration::ZERO), ..options(&folder.path().join("bundle")) };
-    let outcome = profile(&mut FakeDevice::new(1), &options, &mut |_| {}).unwrap();
-    assert_eq!(outcome.num_measured, 0);
-    assert!(outcome.bundle.manifest.incomplete[0].ends_with("the time budget is spent"));
+    let device = FakeDevice::new(1)
+        .with_noise(0.0)
+        .with_fault(Fault::ClockShifted { operator: Operator::Rope, attempts: 1 })
+        .with_fault(Fault::Bimodal { operator: Operator::OProj, attempts: 2 })
+        .with_fault(Fault::Bimodal { operator: Operator::SiluMul, attempts: u32::MAX });
+    let outcome = run(folder.path(), device).unwrap();
+    let mut num_again = 0;
+    for sample in outcome.bundle.samples().unwrap() {
+        let (attempts, flag) = match sample.operator {
+            Operator::Rope => (2, ""),
+            Operator::OProj => (3, ""),
+            Operator::SiluMul => (3, "bimodal"),
+            _ => (1, ""),
+        };
+        assert_eq!((sample.num_attempts, sample.flags.as_str()), (attempts, flag), "{sample:?}");
+        num_again += usize::from(attempts > 1);
+    }
+    assert_eq!(outcome.num_measured_again, num_again);
+    assert!(outcome.num_bimodal > 0 && outcome.num_clock_shifted == 0);
+    let notes = outcome.bundle.manifest.evidence.unwrap().notes;
+    assert!(
+        notes
+            .iter()
+            .any(|n| n
+                == &format!("{num_again} points were measured again, as the first attempt was doubtful"))
+    );
+}
+
+#[test]
+fn a_run_that_is_cut_short_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = run(folder.path(), FakeDevice::new(3)).unwrap();
+    let cut = folder.path().join("cut");
+    let stops = FakeDevice::new(3).with_fault(Fault::Stops { after: 100 });
+    let first = profile(&mut stops.clone(), &options(&cut), None, &mut |_| {}).unwrap();
+    assert!(!first.is_complete() && first.num_measured == 100);
+    let again = profile(&mut stops.clone(), &options(&cut), None, &mut |_| {}).unwrap_err().to_string();
+    assert!(again.contains("nothing exists yet"), "{again}");
+
+    let resume = ProfileOptions { resume: true, ..options(&cut) };
+    let mut num_points = 0;
+    let mut count = |p: Progress| num_points += usize::from(p.stage == Stage::Points);
+    let second = profile(&mut FakeDevice::new(3), &resume, None, &mut count).unwrap();
+    assert_eq!(num_points, second.num_planned - 100, "only what was not measured is measured");
+    assert!(second.is_complete() && second.wall > first.wall);
+    assert_eq!(second.bundle.samples().unwrap(), whole.bundle.samples().unwrap());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no journal is left");
+    let nothing_left = profile(&mut FakeDevice::new(3), &resume, None, &mut |_| {}).unwrap_err().to_string();
+    assert!(nothing_left.contains("without `--resume`"), "{nothing_left}");
+}
+
+#[test]
+fn a_point_that_kills_every_run_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let resume = ProfileOptions { resume: true, ..options(&folder.path().join("bundle")) };
+    let stops = FakeDevice::new(3).with_fault(Fault::Stops { after: 10 });
+    profile(&mut stops.clone(), &options(&folder.path().join("bundle")), None, &mut |_| {}).unwrap();
+    // As a killed process leaves it: begun twice, and no result.
+    let journal = folder.path().join("bundle.journal");
+    let text = fs::read_to_string(&journal).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let begun = lines.iter().rposition(|line| line.contains("begun")).unwrap();
+    let kept = [&lines[..=begun], &lines[begun..=begun]].concat().join("\n") + "\n{\"meas";
+    fs::write(&journal, kept).unwrap();
+    let outcome = profile(&mut FakeDevice::new(3), &resume, None, &mut |_| {}).unwrap();
+    let incomplete = &outcome.bundle.manifest.incomplete;
+    assert_eq!(incomplete.len(), 1, "{incomplete:?}");
+    assert!(incomplete[0].ends_with("the run ended 2 times while it was measured"), "{incomplete:?}");
+    assert_eq!(outcome.num_measured, outcome.num_planned - 1);
+}
+
+#[test]
+fn a_journal_of_another_device_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let resume = ProfileOptions { resume: true, ..options(&folder.path().join("bundle")) };
+    let stops = FakeDevice::new(3).with_fault(Fault::Stops { after: 10 });
+    profile(&mut stops.clone(), &options(&folder.path().join("bundle")), None, &mut |_| {}).unwrap();
+    let other = ProfileOptions { models: vec![ModelSpec::load("llama3-8b").unwrap()], ..resume };
+    let error = profile(&mut FakeDevice::new(3), &other, None, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("expected plan `") && error.contains("delete the journal"), "{error}");
+}
+
+#[test]
+fn what_the_device_says_of_itself_is_in_the_evidence() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = FakeDevice::new(1).with_note("NVML does not tell the power: no permission");
+    let outcome = run(folder.path(), device).unwrap();
+    let notes = outcome.bundle.manifest.evidence.unwrap().notes;
+    assert!(notes.iter().any(|note| note.ends_with("no permission")), "{notes:?}");
+}
+
+/// Unsure of whatever it has seen least of; judges nothing.
+struct Unsure;
+
+impl Advisor for Unsure {
+    fn unsureness(&mut self, samples: &[Sample], candidates: &[Point]) -> Vec<f64> {
+        let seen = |point: &Point| samples.iter().filter(|s| s.operator == point.operator).count();
+        candidates.iter().map(|point| 1.0 / (1.0 + seen(point) as f64)).collect()
+    }
+
+    fn held_out_error(&mut self, samples: &[Sample], held_out: &[Sample]) -> Option<CurveError> {
+        let p50 = 1.0 / samples.len().max(1) as f64;
+        let num_points = held_out.len();
+        (num_points > 0).then_some(CurveError { p50, p90: p50, worst_operator_p50: p50, num_points })
+    }
+}
+
+#[test]
+fn a_budget_is_kept_and_more_of_it_measures_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let with_budget = |name: &str, seconds: u64| {
+        let budget = Some(Duration::from_secs(seconds));
+        let options = ProfileOptions { budget, grid: true, ..options(&folder.path().join(name)) };
+        profile(&mut FakeDevice::new(1), &options, Some(&mut Unsure), &mut |_| {}).unwrap()
+    };
+    let (short, long) = (with_budget("short", 5), with_budget("long", 15));
+    for (outcome, seconds) in [(&short, 5), (&long, 15)] {
+        assert!(outcome.is_complete(), "a budget leaves points out, it does not fail");
+        assert_eq!(outcome.num_left_out, outcome.num_planned - outcome.num_measured);
+        let budget = Duration::from_secs(seconds);
+        assert!(
+            outcome.wall >= budget && outcome.wall < budget + Duration::from_secs(1),
+            "{:?}",
+            outcome.wall
+        );
+        assert_eq!(measured(outcome).len(), 13);
+        assert!(outcome.curve.len() > 3 && outcome.curve.is_sorted_by(|a, b| a.elapsed_s < b.elapsed_s));
+        let curve: Vec<CurvePoint> = outcome.bundle.read_payload_json("curve.json", "a curve").unwrap();
+        assert_eq!(curve, outcome.curve);
+    }
+    assert!(long.num_measured > 2 * short.num_measured);
+    let none = ProfileOptions { budget: Some(Duration::ZERO), ..options(&folder.path().join("none")) };
+    let outcome = profile(&mut FakeDevice::new(1), &none, None, &mut |_| {}).unwrap();
+    assert_eq!((outcome.num_measured, outcome.is_complete()), (0, false));
 }
 
 #[test]
@@ -193,7 +323,7 @@ fn nothing_is_overwritten() {
     assert!(error.to_string().contains("expected a path where nothing exists yet"), "{error}");
     assert_eq!(fs::read(folder.path().join("bundle/precious")).unwrap(), b"x");
     let bad = ProfileOptions { models: vec![], ..options(&folder.path().join("other")) };
-    let error = profile(&mut FakeDevice::new(1), &bad, &mut |_| {}).unwrap_err();
+    let error = profile(&mut FakeDevice::new(1), &bad, None, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("key `models`: expected at least one"), "{error}");
 }
 
@@ -202,13 +332,14 @@ fn progress_only_moves_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut seen: Vec<Progress> = Vec::new();
     let options = options(&folder.path().join("bundle"));
-    let outcome = profile(&mut FakeDevice::new(1), &options, &mut |p| seen.push(p)).unwrap();
+    let outcome = profile(&mut FakeDevice::new(1), &options, None, &mut |p| seen.push(p)).unwrap();
     let stages: Vec<_> = seen.iter().map(|p| p.stage as u8).collect();
     assert!(stages.is_sorted());
     let points: Vec<_> = seen.iter().filter(|p| p.stage == Stage::Points).collect();
     assert_eq!(points.len(), outcome.num_planned);
     assert!(points.iter().enumerate().all(|(i, p)| p.num_done == i && p.num_total == points.len()));
-    assert!(points[0].time_left.is_none() && points[1].time_left.is_some());
+    let left: Vec<_> = points.iter().map(|p| p.time_left.unwrap()).collect();
+    assert!(left[0] > left[left.len() / 2] && left[left.len() / 2] > left[left.len() - 1]);
     assert!(seen.iter().all(|p| p.elapsed <= outcome.wall));
 }
 

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
+use plumbline_bundles::CurvePoint;
 use plumbline_profiler::{
     CudaDevice, Device, FakeDevice, ProfileOptions, ProfileOutcome, Progress, Stage, profile,
 };
@@ -11,14 +12,17 @@ use serde::Serialize;
 use crate::{
     exit::Exit,
     failure::Failure,
-    output::{Bar, Output, Text},
+    output::{Bar, Output, Table, Text, percent},
 };
 
 /// Measure this GPU and its host for some models, and write a bundle
 ///
-/// Every operator of the models' forward pass is checked against a reference and then timed over a plan of shapes; clocks,
-/// power, temperature and throttling are recorded. `plumb train` comes next. Exit code 4 without a usable GPU, 5 when some
-/// points could not be measured (the bundle lists them).
+/// Every operator of the models' forward pass is checked against a reference and then timed over a plan of shapes: the
+/// models' own and a model-agnostic grid. Clocks, power, temperature and throttling are recorded. No setting of the GPU
+/// is changed. `plumb train` comes next. Exit code 4 without a usable GPU, 5 when some points could not be measured (the
+/// bundle lists them).
+///
+/// Every result goes at once to a journal, BUNDLE.journal; after a kill or a lost device, `--resume` goes on from there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Model: a shipped name (qwen3-0.6b, llama3-8b), or a Hugging Face config.json (can be repeated)
@@ -33,9 +37,17 @@ pub struct Args {
     #[arg(long, value_name = "N|fake", default_value = "0")]
     device: DeviceChoice,
 
-    /// Stop beginning new points after this long, like 90s, 5m or 1h; what is left out is listed in the bundle
+    /// Measure for this long, like 90s, 5m or 1h, at the points that the predictors are least sure of
     #[arg(long, value_name = "TIME", value_parser = parse_budget)]
     budget: Option<Duration>,
+
+    /// Only the models' own shapes: other models cannot be predicted then
+    #[arg(long)]
+    no_grid: bool,
+
+    /// Go on with the run of the same models whose journal lies beside BUNDLE
+    #[arg(long)]
+    resume: bool,
 
     /// Seed of the fake device's noise
     #[arg(long, default_value_t = 0)]
@@ -79,9 +91,14 @@ struct Report {
     gpu: String,
     num_planned: usize,
     num_measured: usize,
+    num_left_out: usize,
+    num_measured_again: usize,
     num_throttled: usize,
+    num_clock_shifted: usize,
+    num_bimodal: usize,
     num_below_floor: usize,
     wall_s: f64,
+    curve: Vec<CurvePoint>,
     incomplete: Vec<String>,
 }
 
@@ -93,9 +110,11 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let models = args.model.iter().map(|name| ModelSpec::load(name)).collect::<Result<Vec<_>, _>>()?;
     let mut options = ProfileOptions::new(models, args.out.clone());
     options.budget = args.budget;
+    options.grid = !args.no_grid;
+    options.resume = args.resume;
     let mut device = open(args.device, args.seed)?;
     let bar = output.bar(0);
-    let outcome = profile(device.as_mut(), &options, &mut |progress| show(&bar, &progress))?;
+    let outcome = profile(device.as_mut(), &options, None, &mut |progress| show(&bar, &progress))?;
     drop(bar);
     let report = report(&outcome);
     output.print(&report, || text(&report))?;
@@ -117,6 +136,7 @@ fn show(bar: &Bar, progress: &Progress) {
         (Stage::Checks, None) => "checking".to_owned(),
         (Stage::Points, Some(operator)) => operator.to_string(),
         (Stage::Points, None) => "measuring".to_owned(),
+        (Stage::SecondLook, _) => "looking again".to_owned(),
         (Stage::Writing, _) => "writing".to_owned(),
     };
     bar.set_with_time_left(progress.num_done as u64, progress.num_total as u64, &what, progress.time_left);
@@ -130,9 +150,14 @@ fn report(outcome: &ProfileOutcome) -> Report {
         gpu: manifest.gpu.name.clone(),
         num_planned: outcome.num_planned,
         num_measured: outcome.num_measured,
+        num_left_out: outcome.num_left_out,
+        num_measured_again: outcome.num_measured_again,
         num_throttled: outcome.num_throttled,
+        num_clock_shifted: outcome.num_clock_shifted,
+        num_bimodal: outcome.num_bimodal,
         num_below_floor: outcome.num_below_floor,
         wall_s: outcome.wall.as_secs_f64(),
+        curve: outcome.curve.clone(),
         incomplete: manifest.incomplete.clone(),
     }
 }
@@ -140,16 +165,36 @@ fn report(outcome: &ProfileOutcome) -> Report {
 fn text(report: &Report) -> String {
     let mut text = Text::default();
     text.line(format_args!(
-        "{}: {} of {} points measured in {:.1} s, {} throttled, {} under the physical floor",
-        report.gpu,
-        report.num_measured,
-        report.num_planned,
-        report.wall_s,
+        "{}: {} of {} points measured in {:.1} s, {} left out by the budget",
+        report.gpu, report.num_measured, report.num_planned, report.wall_s, report.num_left_out
+    ));
+    text.line(format_args!(
+        "{} measured again; in every attempt {} throttled, {} with a moving clock, {} in two groups; {} under the \
+         physical floor",
+        report.num_measured_again,
         report.num_throttled,
+        report.num_clock_shifted,
+        report.num_bimodal,
         report.num_below_floor
     ));
     for line in &report.incomplete {
         text.line(format_args!("not measured: {line}"));
+    }
+    if !report.curve.is_empty() {
+        let mut table = Table::new(&["time", "samples", "held out", "error p50", "p90", "worst operator"]);
+        for point in &report.curve {
+            let error = &point.error;
+            table.row([
+                format!("{:.0} s", point.elapsed_s),
+                point.num_samples.to_string(),
+                error.num_points.to_string(),
+                percent(error.p50),
+                percent(error.p90),
+                percent(error.worst_operator_p50),
+            ]);
+        }
+        text.line("error of the predictors at held-out points, while measuring:");
+        text.line(table);
     }
     text.finish()
 }

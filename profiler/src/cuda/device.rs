@@ -1,5 +1,7 @@
 //! [`CudaDevice`]: a GPU behind the [`Device`] seam.
 
+use std::time::{Duration, Instant};
+
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, TimeStats};
 use plumbline_schema::{Bytes, GpuSpec};
@@ -13,7 +15,7 @@ use super::{
     gemm::CublasLt,
     host, libraries,
     operands::Gpu,
-    timing,
+    timing::{self, Times},
 };
 use crate::{
     device::{Ceilings, CheckReport, CrossCheckOutcome, Device, Measurement, Point, StoppingRule},
@@ -23,6 +25,9 @@ use crate::{
 
 /// The lowest compute capability, times ten, whose instructions the kernels use.
 const MIN_COMPUTE_CAPABILITY: u32 = 80;
+/// Longest wait for clocks to come back before a measurement, and between looks at them.
+const MAX_SETTLE: Duration = Duration::from_millis(250);
+const SETTLE_STEP: Duration = Duration::from_millis(5);
 
 /// A GPU driven through CUDA.
 pub struct CudaDevice {
@@ -30,7 +35,9 @@ pub struct CudaDevice {
     identity: DeviceIdentity,
     spec: GpuSpec,
     monitor: Result<NvmlMonitor, String>,
+    notes: Vec<String>,
     num_checks: u64,
+    opened: Instant,
 }
 
 impl CudaDevice {
@@ -39,15 +46,30 @@ impl CudaDevice {
     /// # Errors
     /// [`ProfileError::NoDevice`] when a library, a driver or the GPU is missing, or the GPU is too old.
     pub fn open(ordinal: usize) -> Result<Self, ProfileError> {
+        Self::open_as(ordinal, u32::MAX)
+    }
+
+    /// As [`Self::open`], with the code of an older compute capability (times ten) where the GPU's is higher: how the
+    /// path of an 8.0 GPU is run and checked on a newer one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(ordinal: usize, max_compute_capability: u32) -> Result<Self, ProfileError> {
         libraries::require_all()?;
-        let context = CudaContext::new(ordinal).map_err(|error| no_device("opening the GPU", error))?;
+        let context = CudaContext::new(ordinal).map_err(|error| cannot_open(ordinal, error))?;
         let mut identity = identify(&context)?;
         let monitor = bus_id(&context)
             .map_err(|error| format!("the driver does not tell the bus id: {:?}", error.0))
             .and_then(|bus_id| NvmlMonitor::open(&bus_id));
+        let mut notes = Vec::new();
         if let Ok(monitor) = &monitor {
-            let NvmlIdentity { driver_version, ecc, mig } = monitor.identity();
+            let NvmlIdentity { driver_version, ecc, mig, compute_mode } = monitor.identity();
             (identity.driver_version, identity.ecc, identity.mig) = (driver_version, ecc, mig);
+            notes.extend(compute_mode.map(|mode| format!("the GPU's compute mode is {mode}")));
+            notes.extend(monitor.unreadable());
+        }
+        if let Err(reason) = &monitor {
+            notes.push(format!("no clocks, power or throttle reasons are known: {reason}"));
         }
         if identity.compute_capability < MIN_COMPUTE_CAPABILITY {
             return Err(ProfileError::NoDevice {
@@ -59,15 +81,25 @@ impl CudaDevice {
             });
         }
         let spec = match GpuSpec::by_device_name(&identity.device_name) {
-            Some(spec) => spec,
-            None => spec_from_driver(&context, &identity).map_err(|error| no_device("its data", error))?,
+            Some(spec) if spec.num_sms == identity.num_sms => spec,
+            known => {
+                if let Some(spec) = known {
+                    notes.push(format!(
+                        "{} has {} multiprocessors, {} are there (MIG on: {:?}): what was measured is this part of the \
+                         GPU, while NVML's clocks and power are the whole one's",
+                        spec.name, spec.num_sms, identity.num_sms, identity.mig
+                    ));
+                }
+                spec_from_driver(&context, &identity).map_err(|error| no_device("its data", error))?
+            }
         };
-        let chip = Chip { num_sms: identity.num_sms, compute_capability: identity.compute_capability };
+        let compute_capability = identity.compute_capability.min(max_compute_capability);
+        let chip = Chip { num_sms: identity.num_sms, compute_capability };
         let gpu = Gpu::new(&context, chip, identity.l2_bytes).map_err(|error| match error {
             CudaError::Compile(error) => error,
             other => ProfileError::NoDevice { reason: other.to_string() },
         })?;
-        Ok(Self { gpu, identity, spec, monitor, num_checks: 0 })
+        Ok(Self { gpu, identity, spec, monitor, notes, num_checks: 0, opened: Instant::now() })
     }
 
     /// GPUs that the driver shows, 0 when there is none.
@@ -159,6 +191,14 @@ impl Device for CudaDevice {
         self.monitor.as_ref().map(NvmlMonitor::state).unwrap_or_default()
     }
 
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
     fn monitor(&self) -> Option<NvmlMonitor> {
         self.monitor.as_ref().ok().cloned()
     }
@@ -175,12 +215,18 @@ impl Device for CudaDevice {
         cache: CacheState,
         rule: &StoppingRule,
     ) -> Result<Measurement, ProfileError> {
+        let monitor = self.monitor();
         self.at_point(point, |gpu| {
             let prepared = gpu.prepare(point, cache)?;
-            let times = timing::time(gpu, &prepared.sets, rule)?;
-            let stats = TimeStats::from_times(&times.times_ns)
+            settle(monitor.as_ref());
+            let mut states = Vec::with_capacity(2);
+            let look = || states.push(monitor.as_ref().map(NvmlMonitor::state).unwrap_or_default());
+            let Times { times_ns, stop } = timing::time_watched(gpu, &prepared.sets, rule, look)?;
+            let stats = TimeStats::from_times(&times_ns)
                 .ok_or_else(|| CudaError::Unsupported("no finite times were measured".to_owned()))?;
-            Ok(Measurement { stats, kernel: prepared.kernel, stop: times.stop })
+            let after = states.pop().unwrap_or_default();
+            let before = states.pop().unwrap_or_default();
+            Ok(Measurement { stats, times_ns, before, after, kernel: prepared.kernel, stop })
         })
     }
 
@@ -203,6 +249,33 @@ impl Device for CudaDevice {
     fn host_costs(&mut self) -> Result<HostCosts, ProfileError> {
         self.elsewhere("host costs", host::host_costs)
     }
+}
+
+/// Lets the GPU recover from what ran before, the search for the best algorithm included: clocks held down are then the
+/// launch's own doing.
+fn settle(monitor: Option<&NvmlMonitor>) {
+    let Some(monitor) = monitor else { return };
+    let began = Instant::now();
+    while began.elapsed() < MAX_SETTLE && !monitor.state().throttle_reasons.is_empty() {
+        std::thread::sleep(SETTLE_STEP);
+    }
+}
+
+/// Says in words what keeps a GPU from being opened.
+fn cannot_open(ordinal: usize, error: DriverError) -> ProfileError {
+    use sys::CUresult as Code;
+    let hint = match error.0 {
+        Code::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            "another process holds it (exclusive compute mode), or its use is prohibited; wait for that process, or ask \
+             the machine's owner for the default compute mode"
+        }
+        Code::CUDA_ERROR_INVALID_DEVICE => {
+            "there is no GPU of that number (nor, with MIG on, an instance to use)"
+        }
+        Code::CUDA_ERROR_OUT_OF_MEMORY => "other processes have taken its memory",
+        _ => "see the driver's log",
+    };
+    ProfileError::NoDevice { reason: format!("opening GPU {ordinal} failed: {:?}: {hint}", error.0) }
 }
 
 fn no_device(what: &str, error: DriverError) -> ProfileError {

@@ -18,6 +18,8 @@ const COUNTER_BYTES: u64 = 4 << 20;
 /// cuBLASLt's workspace; NVIDIA recommends 32 MiB for Hopper.
 pub const WORKSPACE_BYTES: u64 = 64 << 20;
 const ALIGNMENT: u64 = 256;
+/// Memory is mapped in pages of 2 MiB: buffers in different ones lie in different places of the chip's memory.
+pub const PLACE_BYTES: u64 = 2 << 20;
 
 /// A part of the pool that fills from its start.
 struct Region {
@@ -29,6 +31,11 @@ struct Region {
 impl Region {
     fn new(what: &'static str, start: u64, num_bytes: u64) -> Self {
         Self { what, range: start..start + num_bytes, next: start }
+    }
+
+    /// Goes on at the next page, if there is one.
+    fn next_place(&mut self) {
+        self.next = self.next.next_multiple_of(PLACE_BYTES).min(self.range.end);
     }
 
     fn take(&mut self, num_bytes: u64) -> CudaResult<u64> {
@@ -77,6 +84,12 @@ impl Pool {
         for region in [&mut self.inputs, &mut self.scratch, &mut self.uploads, &mut self.counters] {
             region.next = region.range.start;
         }
+    }
+
+    /// Lets the buffers taken next lie in other pages than those taken before.
+    pub fn next_place(&mut self) {
+        self.inputs.next_place();
+        self.scratch.next_place();
     }
 
     /// Memory holding random numbers in [-1, 1); only to be read.

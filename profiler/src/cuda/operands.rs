@@ -1,8 +1,10 @@
 //! What a timed launch works on: buffers carved out of the pool, as many sets as the cache state asks for.
 //!
-//! Cold operands follow a model with many layers: weights, KV caches and large activations rotate among
-//! sets that together exceed the L2 cache three times; a small activation, which the operator before it has
-//! just written, rotates among a few sets and stays in the L2 cache, as in a model.
+//! Cold operands rotate among sets that together exceed the L2 cache three times, as the weights and KV caches of a
+//! model with many layers do; activations of a matrix product or of attention stay where they are. Hot operands stay
+//! in the L2 cache as far as they fit: the operator before has just written them. How fast a small buffer is depends
+//! on where in memory it lies, so small sets are spread over as many places as the state allows, and a time is the
+//! mean over them.
 
 use std::{collections::HashMap, rc::Rc, sync::Arc};
 
@@ -19,17 +21,18 @@ use super::{
     gemm::{CublasLt, GemmLaunch, GemmPlan},
     kernels::Kernels,
     launch::{self, AttentionOperands, AttentionTables, Joins, Launch, Workspace},
-    memory::Pool,
+    memory::{PLACE_BYTES, Pool},
     timing,
 };
 use crate::device::Point;
 
 /// Rotating sets exceed the L2 cache this many times.
 const L2_MULTIPLE: u64 = 3;
-/// Most sets of weights, caches and large activations.
-const MAX_SETS: u64 = 64;
-/// Sets of small activations.
-const SMALL_SETS: u64 = 4;
+/// Most sets of cold operands; fewer bytes than that many sets need to exceed the cache are not wholly cold.
+const MAX_SETS: u64 = 384;
+/// Hot sets together take at most this share of the L2 cache, and are at most so many.
+const HOT_SHARE_OF_L2: u64 = 4;
+const MAX_HOT_SETS: u64 = 16;
 /// Rows of the embedding that ids are drawn from, memory permitting.
 const EMBEDDING_ROWS: u64 = 131_072;
 /// Positions of the rotation table.
@@ -97,21 +100,17 @@ impl Gpu {
     /// Sets of operands that rotate, at most as many as memory holds.
     fn num_rotating(&self, cache: CacheState, set_bytes: u64, available: u64) -> u64 {
         let set_bytes = set_bytes.max(1);
-        match cache {
-            CacheState::Hot => 1,
-            CacheState::Cold => (L2_MULTIPLE * self.l2_bytes)
-                .div_ceil(set_bytes)
-                .min(MAX_SETS)
-                .min(available / set_bytes)
-                .max(1),
-        }
+        let (bytes, most) = match cache {
+            CacheState::Hot => (self.l2_bytes / HOT_SHARE_OF_L2 / set_bytes * set_bytes, MAX_HOT_SETS),
+            CacheState::Cold => (L2_MULTIPLE * self.l2_bytes, MAX_SETS),
+        };
+        // A small set takes a place of its own.
+        let place = set_bytes.next_multiple_of(PLACE_BYTES);
+        bytes.div_ceil(set_bytes).min(most).min(available / place).max(1)
     }
 
     /// Sets of an operator that works on activations alone.
     fn num_activation_sets(&self, cache: CacheState, set_bytes: u64) -> u64 {
-        if cache == CacheState::Cold && set_bytes < self.l2_bytes / 4 {
-            return SMALL_SETS;
-        }
         let available = self.pool.inputs_left().min(self.pool.scratch_left());
         self.num_rotating(cache, set_bytes, available)
     }
@@ -158,18 +157,16 @@ impl Gpu {
         let row_bytes = 2 * u64::from(hidden_size);
         let rows = EMBEDDING_ROWS.min(self.pool.inputs_left() / 2 / row_bytes.max(1)).max(1);
         let table = self.pool.input(rows * row_bytes)?;
-        let out = self.pool.scratch(u64::from(num_tokens) * row_bytes)?;
         let mut random = Pcg64Mcg::seed_from_u64(SEED);
         let mut sets = Vec::new();
-        for _ in 0..self.num_activation_sets(cache, u64::from(num_tokens) * row_bytes) {
+        // Every set gathers rows of its own; the ids and rows of many sets go round before one comes again.
+        for _ in 0..self.num_rotating(cache, u64::from(num_tokens) * row_bytes, self.pool.scratch_left()) {
+            self.pool.next_place();
             let ids: Vec<u32> = (0..num_tokens).map(|_| random.random_range(0..rows) as u32).collect();
             let ids = self.pool.table(&ids, &self.stream)?;
-            sets.push(vec![launch::embedding(
-                &mut self.kernels,
-                [ids, table, out],
-                num_tokens,
-                hidden_size,
-            )?]);
+            let out = self.pool.scratch(u64::from(num_tokens) * row_bytes)?;
+            let operands = [ids, table, out];
+            sets.push(vec![launch::embedding(&mut self.kernels, operands, num_tokens, hidden_size)?]);
         }
         Ok(Prepared { sets, kernel: "embedding".to_owned() })
     }
@@ -179,6 +176,7 @@ impl Gpu {
         let weight = self.pool.input(2 * u64::from(hidden_size))?;
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, 3 * bytes) {
+            self.pool.next_place();
             let x = self.pool.input(bytes)?;
             let residual = self.random_scratch(bytes)?;
             let out = self.pool.scratch(bytes)?;
@@ -194,6 +192,7 @@ impl Gpu {
         let weight = self.pool.table(&vec![bf16::ONE; heads.head_dim as usize], &self.stream)?;
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, bytes) {
+            self.pool.next_place();
             let qkv = self.random_scratch(bytes)?;
             sets.push(vec![launch::qk_norm(&mut self.kernels, [qkv, weight, weight], num_tokens, heads)?]);
         }
@@ -208,6 +207,7 @@ impl Gpu {
         let positions = self.pool.table(&positions, &self.stream)?;
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, bytes) {
+            self.pool.next_place();
             let qkv = self.random_scratch(bytes)?;
             sets.push(vec![launch::rope(&mut self.kernels, [qkv, positions, cos_sin], num_tokens, heads)?]);
         }
@@ -244,6 +244,7 @@ impl Gpu {
         let cache_bytes = 2 * u64::from(num_blocks * BLOCK_SIZE) * u64::from(kv_width);
         let mut sets = Vec::new();
         for _ in 0..self.num_rotating(cache, 2 * cache_bytes, self.pool.scratch_left()) {
+            self.pool.next_place();
             let caches = [self.pool.scratch(cache_bytes)?, self.pool.scratch(cache_bytes)?];
             let operands = [qkv, slots, caches[0], caches[1]];
             sets.push(vec![launch::kv_cache_write(
@@ -269,6 +270,7 @@ impl Gpu {
         let cache_bytes = 2 * u64::from(plan.num_blocks * BLOCK_SIZE) * heads.kv_width();
         let mut sets = Vec::new();
         for _ in 0..self.num_rotating(cache, 2 * cache_bytes, self.pool.inputs_left()) {
+            self.pool.next_place();
             let (k_cache, v_cache) = (self.pool.input(cache_bytes)?, self.pool.input(cache_bytes)?);
             let operands = AttentionOperands { q, q_stride, k_cache, v_cache, out, tables };
             sets.push(launch::attention(&mut self.kernels, &plan, heads, &operands)?);
@@ -320,6 +322,7 @@ impl Gpu {
         let bytes = 2 * u64::from(num_tokens) * u64::from(intermediate_size);
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, 3 * bytes) {
+            self.pool.next_place();
             let operands = [self.pool.input(2 * bytes)?, self.pool.scratch(bytes)?];
             sets.push(vec![launch::silu_mul(&mut self.kernels, operands, num_tokens, intermediate_size)?]);
         }
@@ -334,6 +337,7 @@ impl Gpu {
         let arrived = self.pool.counters(u64::from(num_seqs), &self.stream)?;
         let mut sets = Vec::new();
         for _ in 0..self.num_activation_sets(cache, bytes) {
+            self.pool.next_place();
             let operands = [self.pool.input(bytes)?, ids, partials, arrived];
             sets.push(vec![launch::sample(&mut self.kernels, operands, num_seqs, vocab_size, num_parts)?]);
         }
@@ -346,7 +350,11 @@ impl Gpu {
         let out = self.pool.scratch(2 * m64 * n64)?;
         let weight_bytes = 2 * n64 * k64;
         let count = self.num_rotating(cache, weight_bytes, self.pool.inputs_left());
-        let weights = (0..count).map(|_| self.pool.input(weight_bytes)).collect::<CudaResult<Vec<_>>>()?;
+        let mut weight = || {
+            self.pool.next_place();
+            self.pool.input(weight_bytes)
+        };
+        let weights = (0..count).map(|_| weight()).collect::<CudaResult<Vec<_>>>()?;
         let workspace = self.pool.workspace();
         let sets = |plan: &Rc<GemmPlan>, algorithm: usize| -> Vec<Vec<Launch>> {
             let launch = |&weight| {

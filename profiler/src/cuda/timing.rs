@@ -22,6 +22,9 @@ const LONG_REPLAY_NS: f64 = 20e6;
 /// Launches that an algorithm is judged by, and the longest time spent on judging it.
 const TRIAL_LAUNCHES: usize = 16;
 const MAX_TRIAL_NS: f64 = 1.5e6;
+/// Ways within this factor of the best trial are tried again, with so many replays.
+const FINALIST_FACTOR: f64 = 1.05;
+const FINAL_REPLAYS: u32 = 5;
 
 /// Times of single launches, ns, and why the repetition ended.
 pub struct Times {
@@ -76,6 +79,16 @@ fn replay(gpu: &Gpu, graph: &Graph, count: u32, is_long: bool) -> CudaResult<Vec
 
 /// Times one launch, the sets taken in turn.
 pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<Times> {
+    time_watched(gpu, sets, rule, || {})
+}
+
+/// As [`time`]; `at_edges` is called right before and right after the timed replays.
+pub fn time_watched(
+    gpu: &Gpu,
+    sets: &[Vec<Launch>],
+    rule: &StoppingRule,
+    mut at_edges: impl FnMut(),
+) -> CudaResult<Times> {
     let estimate = warm_up(gpu, sets)?;
     // Launched one by one, small kernels wait for the host, so this may be too few by a factor of two or so.
     let wanted = (MIN_REPLAY_NS / estimate.max(500.0)).ceil() as usize;
@@ -84,6 +97,7 @@ pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<
     let graph = gpu.stream.capture(|| enqueue(gpu, sets, launches))?;
     graph.upload(&gpu.stream)?;
     sustain(gpu, &graph, rule.warm_up_ns)?;
+    at_edges();
 
     let is_long = estimate * launches as f64 > LONG_REPLAY_NS;
     let began = Instant::now();
@@ -105,6 +119,7 @@ pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<
         } else {
             continue;
         };
+        at_edges();
         return Ok(Times { times_ns, stop });
     }
 }
@@ -118,26 +133,34 @@ fn is_precise(times: &[f64], max_relative_error: f64) -> bool {
 }
 
 /// Finds the fastest of several ways to launch the same work; one that fails is passed over.
+///
+/// A short trial of each, then a longer one of those that came near the best, so that the choice is not a matter of
+/// luck.
 pub fn fastest(gpu: &Gpu, num_ways: usize, sets_of: impl Fn(usize) -> Vec<Vec<Launch>>) -> CudaResult<usize> {
-    let mut best = None;
+    let mut trials = Vec::new();
     let mut failure = None;
     for way in 0..num_ways {
-        let sets = sets_of(way);
-        match trial(gpu, &sets) {
-            Ok(ns) if best.is_none_or(|(_, fastest)| ns < fastest) => best = Some((way, ns)),
-            Ok(_) => {}
+        match trial(gpu, &sets_of(way), 2) {
+            Ok(ns) => trials.push((way, ns)),
             Err(error) => failure = Some(error),
         }
     }
-    match (best, failure) {
+    let best_ns = trials.iter().fold(f64::INFINITY, |best, (_, ns)| best.min(*ns));
+    trials.retain(|(_, ns)| *ns <= best_ns * FINALIST_FACTOR);
+    if trials.len() > 1 {
+        for (way, ns) in &mut trials {
+            *ns = trial(gpu, &sets_of(*way), FINAL_REPLAYS)?;
+        }
+    }
+    match (trials.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)), failure) {
         (Some((way, _)), _) => Ok(way),
         (None, Some(error)) => Err(error),
         (None, None) => Err(CudaError::Unsupported("there is no way to launch this".to_owned())),
     }
 }
 
-/// A launch's time from a single short replay, ns.
-fn trial(gpu: &Gpu, sets: &[Vec<Launch>]) -> CudaResult<f64> {
+/// A launch's shortest time in a few short replays, ns.
+fn trial(gpu: &Gpu, sets: &[Vec<Launch>], num_replays: u32) -> CudaResult<f64> {
     enqueue(gpu, sets, 1)?;
     gpu.stream.synchronize()?;
     let (start, end) = (Event::new(&gpu.context)?, Event::new(&gpu.context)?);
@@ -151,7 +174,7 @@ fn trial(gpu: &Gpu, sets: &[Vec<Launch>]) -> CudaResult<f64> {
         return Ok(single);
     }
     let graph = gpu.stream.capture(|| enqueue(gpu, sets, launches))?;
-    let times = replay(gpu, &graph, 2, false)?;
+    let times = replay(gpu, &graph, num_replays, false)?;
     Ok(times.into_iter().fold(f64::INFINITY, f64::min) / launches as f64)
 }
 

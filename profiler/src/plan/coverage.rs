@@ -1,18 +1,22 @@
 //! What a plan covers: whether a predictor trained on its points could answer all that models ask for.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-use plumbline_bundles::{CacheState, features::batch_columns};
+use plumbline_bundles::{
+    CacheState,
+    features::batch_columns,
+    predictor::{Domain, layout_columns},
+};
 use plumbline_schema::{
     AttentionLoad, BatchShape, ModelSpec, Operator, OperatorShape, Workload, forward::ParallelismError,
     forward_pass,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Envelope, Plan, batches,
-    layout::{is_surrounded, layout_columns, layout_of},
-};
+use super::{Envelope, Plan, batches};
 
 /// Something that models may ask of an operator and that no predictor trained on the plan's points may answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +45,7 @@ pub enum Gap {
         /// Least and most that is planned.
         planned: [u64; 2],
     },
-    /// The model's numbers were not planned together, nor do planned ones lie around them.
+    /// The model's numbers were not planned together, nor do enough planned ones lie around them.
     Layout {
         /// The numbers, like `n = 4096, k = 1024`.
         layout: String,
@@ -85,8 +89,8 @@ impl Envelope {
 }
 
 impl Plan {
-    /// What of all that models can ask for within an envelope lies outside the plan, by the rule of the predictors: each
-    /// number within the planned ones; the model's numbers planned together, or near planned ones and within them.
+    /// What of all that models can ask for within an envelope lies outside the plan, by the rule of the predictors
+    /// ([`Domain::answers`]).
     ///
     /// # Errors
     /// When a tensor-parallel size does not divide a model.
@@ -101,9 +105,10 @@ impl Plan {
             for &tp in &envelope.tensor_parallel_sizes {
                 let asker = if tp > 1 { format!("{} on {tp} GPUs", model.name) } else { model.name.clone() };
                 for (operator, [low, high]) in asked(model, envelope, tp)? {
-                    let found = domains
-                        .get(&operator)
-                        .map_or_else(|| vec![Gap::NotPlanned], |d| d.gaps(operator, &low, &high));
+                    let found = domains.get(&operator).map_or_else(
+                        || vec![Gap::NotPlanned],
+                        |domain| gaps_of(domain, operator, &low, &high),
+                    );
                     for gap in found {
                         gaps.entry((operator, gap)).or_default().push(asker.clone());
                     }
@@ -116,64 +121,72 @@ impl Plan {
             .collect())
     }
 
-    /// What the plan's points span, in the cache state that predictors are trained on.
+    /// What predictors will have been trained on, by operator: points in the cache state of a model. Matrix products are
+    /// one library call and share theirs.
     fn domains(&self) -> BTreeMap<Operator, Domain> {
-        let mut domains: BTreeMap<Operator, Domain> = BTreeMap::new();
+        let mut shapes: BTreeMap<Operator, BTreeSet<Vec<u64>>> = BTreeMap::new();
         for planned in &self.points {
             let operator = planned.point.operator;
             if planned.cache == CacheState::in_model(operator) {
-                domains.entry(operator).or_default().add(operator, &planned.point.shape);
+                shapes.entry(operator).or_default().insert(planned.point.shape.values());
             }
         }
-        domains
+        let of_gemms: BTreeSet<_> =
+            shapes.iter().filter(|(op, _)| op.is_gemm()).flat_map(|(_, shapes)| shapes.clone()).collect();
+        // Times do not matter to where a shape lies.
+        let domain = |operator: Operator, shapes: &BTreeSet<Vec<u64>>| {
+            Domain::from_rows(operator, shapes.iter().map(|values| (values.clone(), 1.0, 1.0, 1.0)).collect())
+        };
+        let all = shapes.iter().map(|(&operator, own)| {
+            (operator, domain(operator, if operator.is_gemm() { &of_gemms } else { own }))
+        });
+        all.collect()
     }
 }
 
-/// Planned points of an operator.
-#[derive(Default)]
-struct Domain {
-    min: Vec<u64>,
-    max: Vec<u64>,
-    layouts: Vec<Vec<u64>>,
+/// What lies outside a domain, of the shapes of one layout between the least and the largest of each number.
+fn gaps_of(domain: &Domain, operator: Operator, low: &OperatorShape, high: &OperatorShape) -> Vec<Gap> {
+    let (low, high) = (low.values(), high.values());
+    let number = |c: usize, planned| {
+        let column = operator.shape_columns()[c].to_owned();
+        Gap::Number { column, asked: [low[c], high[c]], planned }
+    };
+    let is_outside = |&c: &usize| low[c] < domain.min[c] || high[c] > domain.max[c];
+    let mut gaps: Vec<Gap> =
+        (0..low.len()).filter(is_outside).map(|c| number(c, [domain.min[c], domain.max[c]])).collect();
+    let layout = layout_columns(operator);
+    if layout.clone().any(|c| is_outside(&c)) {
+        return gaps;
+    }
+    // The layout lies within the span of those planned; which batches are answered, of those within the span of batches?
+    let most: Vec<u64> = high.iter().zip(&domain.max).map(|(high, max)| *high.min(max)).collect();
+    let along = batch_columns(operator).start;
+    let sizes = sizes_between(low[along].max(domain.min[along]), most[along]);
+    let is_answered = |&size: &u64| {
+        let mut values = most.clone();
+        values[along] = size;
+        domain.answers(operator, &values)
+    };
+    let num_asked = sizes.clone().count();
+    let answered: Vec<u64> = sizes.filter(is_answered).collect();
+    match (answered.first(), answered.last()) {
+        (Some(&first), Some(&last)) if answered.len() < num_asked => {
+            gaps.push(number(along, [first, last]));
+        }
+        (Some(_), Some(_)) => {}
+        _ => {
+            let numbers = operator.shape_columns()[layout.clone()].iter().zip(&low[layout]);
+            let named = numbers.map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>();
+            gaps.push(Gap::Layout { layout: named.join(", ") });
+        }
+    }
+    gaps
 }
 
-impl Domain {
-    fn add(&mut self, operator: Operator, shape: &OperatorShape) {
-        let values = shape.values();
-        if self.min.is_empty() {
-            self.min.clone_from(&values);
-            self.max.clone_from(&values);
-        }
-        self.min.iter_mut().zip(&values).for_each(|(min, value)| *min = (*min).min(*value));
-        self.max.iter_mut().zip(&values).for_each(|(max, value)| *max = (*max).max(*value));
-        let layout = layout_of(operator, shape);
-        if !self.layouts.contains(&layout) {
-            self.layouts.push(layout);
-        }
-    }
-
-    /// What lies outside, of the shapes of one layout between the least and the largest of each number.
-    fn gaps(&self, operator: Operator, low: &OperatorShape, high: &OperatorShape) -> Vec<Gap> {
-        let (lows, highs) = (low.values(), high.values());
-        let layout = layout_of(operator, low);
-        let batch = batch_columns(operator);
-        let is_planned = self.layouts.contains(&layout);
-        let mut gaps = Vec::new();
-        let mut is_inside = true;
-        for (c, &column) in operator.shape_columns().iter().enumerate() {
-            let (asked, planned) = ([lows[c], highs[c]], [self.min[c], self.max[c]]);
-            if asked[0] < planned[0] || asked[1] > planned[1] {
-                is_inside &= batch.contains(&c);
-                gaps.push(Gap::Number { column: column.to_owned(), asked, planned });
-            }
-        }
-        if is_inside && !is_planned && !is_surrounded(operator, &self.layouts, &layout) {
-            let names = layout_columns(operator);
-            let numbers = names.iter().zip(&layout).map(|(name, value)| format!("{name} = {value}"));
-            gaps.push(Gap::Layout { layout: numbers.collect::<Vec<_>>().join(", ") });
-        }
-        gaps
-    }
+/// Both ends, and each doubling of the lower one between them.
+fn sizes_between(low: u64, high: u64) -> impl Iterator<Item = u64> + Clone {
+    let doubled = std::iter::successors(Some(low), |&size| size.max(1).checked_mul(2));
+    doubled.take_while(move |&size| size < high).chain([high])
 }
 
 /// Each operator of a model with its shapes that have the least and the most of every number.

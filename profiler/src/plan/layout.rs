@@ -1,26 +1,19 @@
 //! Layouts: the numbers of a shape that the model decides, and how near they lie to each other.
 
-use plumbline_bundles::features::batch_columns;
+use plumbline_bundles::{features::batch_columns, predictor::NEAR_FACTOR};
 use plumbline_schema::{Operator, OperatorShape};
 
 /// A ratio of two numbers, `.0 / .1`, at least 1.
 pub(super) type Ratio = (u64, u64);
 
-/// Layouts that differ by more in a number say nothing of each other.
-pub(super) const NEAR: Ratio = (2, 1);
+/// Layouts that differ by more in a number say nothing of each other, by the rule of the predictors.
+pub(super) const NEAR: Ratio = (NEAR_FACTOR, 1);
 
 /// The numbers of a shape that the model decides, in the order of their columns.
 pub(super) fn layout_of(operator: Operator, shape: &OperatorShape) -> Vec<u64> {
     let batch = batch_columns(operator);
     let values = shape.values().into_iter().enumerate();
     values.filter(|(column, _)| !batch.contains(column)).map(|(_, value)| value).collect()
-}
-
-/// Names of the numbers of a layout.
-pub(super) fn layout_columns(operator: Operator) -> Vec<&'static str> {
-    let batch = batch_columns(operator);
-    let columns = operator.shape_columns().iter().enumerate();
-    columns.filter(|(column, _)| !batch.contains(column)).map(|(_, &name)| name).collect()
 }
 
 /// Whether two layouts have heads of one size and differ by at most `ratio` in every other number.
@@ -33,14 +26,4 @@ pub(super) fn is_near(operator: Operator, a: &[u64], b: &[u64], ratio: Ratio) ->
         Some("head_dim") => a == b,
         _ => a.max(b) * ratio.1 <= a.min(b) * ratio.0,
     })
-}
-
-/// Whether a layout was planned, or lies among those planned: within the span of each number, and near one of them.
-pub(super) fn is_surrounded(operator: Operator, planned: &[Vec<u64>], layout: &[u64]) -> bool {
-    let is_inside = |column: usize| {
-        let all = || planned.iter().map(|other| other[column]);
-        all().min() <= Some(layout[column]) && Some(layout[column]) <= all().max()
-    };
-    let is_near = |other: &Vec<u64>| is_near(operator, other, layout, NEAR);
-    (0..layout.len()).all(is_inside) && planned.iter().any(is_near)
 }
