@@ -1,5 +1,7 @@
 //! Samples to rows: one row per measured shape, refused when it cannot be true.
 
+use std::collections::BTreeSet;
+
 use plumbline_bundles::{CacheState, Sample, features::shape_values};
 use plumbline_schema::{Operator, OperatorShape};
 use sha2::{Digest, Sha256};
@@ -38,6 +40,8 @@ impl Row {
 pub struct OperatorRows {
     /// Which operator.
     pub operator: Operator,
+    /// State of the cache in all samples used.
+    pub cache: CacheState,
     /// Sorted by shape; no shape twice.
     pub rows: Vec<Row>,
     /// Samples the rows were made of.
@@ -46,11 +50,16 @@ pub struct OperatorRows {
     pub num_flagged: usize,
 }
 
-/// Collects the cold samples of every operator, in the order of the forward pass.
+/// Collects the samples of every operator, in the order of the forward pass.
+///
+/// Of an operator those of [`CacheState::in_model`] are taken. Where that is hot and was measured at fewer than half as
+/// many shapes as cold, as older bundles did to show the difference only, the cold ones are taken in its place.
+/// The other way round there is no such choice: weights found in the cache tell nothing of weights that are not.
 ///
 /// # Errors
 /// When a sample has a time that is not above 0 and finite, or a shape that is not its operator's; when two
-/// samples of a shape disagree by more than [`MAX_DISAGREEMENT`]; when an operator has hot samples only.
+/// samples of a shape disagree by more than [`MAX_DISAGREEMENT`]; when an operator whose state is cold has hot samples
+/// only.
 pub fn collect(samples: &[Sample]) -> Result<Vec<OperatorRows>, TrainError> {
     if samples.is_empty() {
         return Err(TrainError::NoSamples);
@@ -65,14 +74,17 @@ pub fn collect(samples: &[Sample]) -> Result<Vec<OperatorRows>, TrainError> {
     Ok(all)
 }
 
+/// A sample's numbers, which of the operator's samples it is, from 1, and itself.
+type Numbered<'a> = (Vec<u64>, usize, &'a Sample);
+
 fn collect_operator(operator: Operator, samples: &[&Sample]) -> Result<OperatorRows, TrainError> {
     let mut numbered = Vec::new();
     for (i, sample) in samples.iter().enumerate() {
         let values = check_sample(operator, i + 1, sample)?;
-        if sample.cache == CacheState::Cold {
-            numbered.push((values, i + 1, *sample));
-        }
+        numbered.push((values, i + 1, *sample));
     }
+    let cache = trained_state(operator, &numbered);
+    numbered.retain(|(_, _, sample)| sample.cache == cache);
     if numbered.is_empty() {
         return Err(TrainError::NoColdSamples { operator, found: samples.len() });
     }
@@ -81,10 +93,54 @@ fn collect_operator(operator: Operator, samples: &[&Sample]) -> Result<OperatorR
     let rows = numbered.chunk_by(|a, b| a.0 == b.0).map(|same| merge(operator, same));
     Ok(OperatorRows {
         operator,
+        cache,
         rows: rows.collect::<Result<_, _>>()?,
         num_samples: numbered.len(),
         num_flagged,
     })
+}
+
+/// The state whose samples are used; see [`collect`].
+fn trained_state(operator: Operator, samples: &[Numbered]) -> CacheState {
+    let num_shapes = |state: CacheState| {
+        let of_state = samples.iter().filter(|(_, _, sample)| sample.cache == state);
+        of_state.map(|(values, _, _)| values.as_slice()).collect::<BTreeSet<_>>().len()
+    };
+    let wanted = CacheState::in_model(operator);
+    let is_sparse = 2 * num_shapes(CacheState::Hot) < num_shapes(CacheState::Cold);
+    if wanted == CacheState::Hot && is_sparse { CacheState::Cold } else { wanted }
+}
+
+/// The rows of several operators that run the same kernels, as if they were one's: a shape is the mean over them.
+///
+/// # Errors
+/// When two operators' times of a shape disagree by more than [`MAX_DISAGREEMENT`].
+pub fn pool(sets: &[&OperatorRows]) -> Result<Vec<Row>, TrainError> {
+    let mut all: Vec<(Operator, &Row)> =
+        sets.iter().flat_map(|set| set.rows.iter().map(|row| (set.operator, row))).collect();
+    all.sort_by(|a, b| a.1.values.cmp(&b.1.values));
+    all.chunk_by(|a, b| a.1.values == b.1.values).map(merge_operators).collect()
+}
+
+fn merge_operators(same: &[(Operator, &Row)]) -> Result<Row, TrainError> {
+    let mut row = same[0].1.clone();
+    for &(operator, other) in &same[1..] {
+        let (least, most) = (row.time_ns.min(other.time_ns), row.time_ns.max(other.time_ns));
+        if most > MAX_DISAGREEMENT * least {
+            return Err(TrainError::PoolDisagreement {
+                first: same[0].0,
+                second: operator,
+                shape: row.describe(operator),
+                first_ns: row.time_ns,
+                second_ns: other.time_ns,
+                factor: MAX_DISAGREEMENT,
+            });
+        }
+        row.low_ns = row.low_ns.min(other.low_ns);
+        row.high_ns = row.high_ns.max(other.high_ns);
+    }
+    row.time_ns = same.iter().map(|(_, row)| row.time_ns).sum::<f64>() / same.len() as f64;
+    Ok(row)
 }
 
 fn check_sample(operator: Operator, row: usize, sample: &Sample) -> Result<Vec<u64>, TrainError> {
@@ -104,10 +160,9 @@ fn check_sample(operator: Operator, row: usize, sample: &Sample) -> Result<Vec<u
 }
 
 /// Makes one row of all samples of a shape.
-fn merge(operator: Operator, same: &[(Vec<u64>, usize, &Sample)]) -> Result<Row, TrainError> {
-    let time = |entry: &(Vec<u64>, usize, &Sample)| entry.2.stats.p50_ns;
-    let by_time =
-        |a: &&(Vec<u64>, usize, &Sample), b: &&(Vec<u64>, usize, &Sample)| time(a).total_cmp(&time(b));
+fn merge(operator: Operator, same: &[Numbered]) -> Result<Row, TrainError> {
+    let time = |entry: &Numbered| entry.2.stats.p50_ns;
+    let by_time = |a: &&Numbered, b: &&Numbered| time(a).total_cmp(&time(b));
     // A chunk holds at least one entry, so both exist.
     let (Some(fastest), Some(slowest)) = (same.iter().min_by(by_time), same.iter().max_by(by_time)) else {
         return Err(TrainError::NoSamples);

@@ -11,7 +11,7 @@ pub enum TrainError {
     #[error("no samples to train on")]
     NoSamples,
     /// An operator was measured, but never with its operands out of the L2 cache.
-    #[error("operator `{operator}`: no cold samples among {found}; predictors are trained on cold samples")]
+    #[error("operator `{operator}`: no cold samples among {found}; its predictor is trained on cold samples")]
     NoColdSamples {
         /// The operator.
         operator: Operator,
@@ -69,6 +69,25 @@ pub enum TrainError {
         /// The earlier row's time.
         first_ns: f64,
         /// The later row's time.
+        second_ns: f64,
+        /// Largest ratio that is let pass.
+        factor: f64,
+    },
+    /// One shape measured for two operators that run the same kernels, with times too far apart to be of one GPU.
+    #[error(
+        "operators `{first}` and `{second}`, {shape}: {first_ns} ns and {second_ns} ns, \
+         expected times within a factor of {factor}"
+    )]
+    PoolDisagreement {
+        /// The first operator.
+        first: Operator,
+        /// The other operator.
+        second: Operator,
+        /// The shape, as `column = value` joined by commas.
+        shape: String,
+        /// The first operator's time.
+        first_ns: f64,
+        /// The other's time.
         second_ns: f64,
         /// Largest ratio that is let pass.
         factor: f64,

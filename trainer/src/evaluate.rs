@@ -1,13 +1,18 @@
 //! Honest errors: every shape is predicted by a model that never saw it.
 
+use std::collections::BTreeMap;
+
 use linfa::prelude::SingleTargetRegression;
 use ndarray::Array1;
 use plumbline_bundles::{
-    predictor::{ErrorSummary, RatioRange},
+    predictor::{ErrorSummary, RatioRange, layout_columns},
     stats::percentile_of_sorted,
 };
+use plumbline_schema::Operator;
 use rand::Rng;
 use rand_pcg::Pcg64;
+
+use crate::dataset::Row;
 
 /// How rows are dealt into folds.
 ///
@@ -36,6 +41,22 @@ pub fn folds(n: usize, k: usize, how: Folds) -> Vec<Vec<usize>> {
     }
     let k = k.clamp(1, n.max(1));
     (0..k).map(|fold| order[fold * n / k..(fold + 1) * n / k].to_vec()).collect()
+}
+
+/// Deals rows into at most `k` folds of whole layouts, shuffled by the seed; each row lies in exactly one.
+#[must_use]
+pub fn layout_folds(operator: Operator, rows: &[Row], k: usize, seed: u64) -> Vec<Vec<usize>> {
+    let columns = layout_columns(operator);
+    let mut by_layout: BTreeMap<&[u64], Vec<usize>> = BTreeMap::new();
+    for (i, row) in rows.iter().enumerate() {
+        by_layout.entry(&row.values[columns.clone()]).or_default().push(i);
+    }
+    let layouts: Vec<Vec<usize>> = by_layout.into_values().collect();
+    let folds = folds(layouts.len(), k, Folds::Shuffled { seed });
+    folds
+        .iter()
+        .map(|fold| fold.iter().flat_map(|&layout| layouts[layout].iter().copied()).collect())
+        .collect()
 }
 
 /// Summarises predictions against measurements; `None` when there are none.

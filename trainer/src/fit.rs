@@ -19,29 +19,19 @@ use crate::{
     train::TrainOptions,
 };
 
-/// One way of training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Recipe {
-    /// Whether the forest sees the rows of all matrix products.
-    pub(crate) pooled: bool,
-    /// Whether what the forest leaves is interpolated between neighbours.
-    pub(crate) interpolates_residuals: bool,
-}
-
-/// Fits baseline, forest and residuals to `own` rows; `others` are rows that the forest may see besides.
+/// Fits baseline, forest and, where asked, residuals to rows.
 ///
 /// The error, interval and digest are the caller's to fill in.
 pub(crate) fn fit(
     operator: Operator,
-    own: &[&Row],
-    others: &[&Row],
-    recipe: Recipe,
+    rows: &[&Row],
+    interpolates_residuals: bool,
     gpu: &GpuSpec,
     options: &TrainOptions,
 ) -> Result<OperatorPredictor, TrainError> {
-    let mut predictor = unfitted(operator, own, gpu, recipe, options);
-    let rows: Vec<&Row> = own.iter().chain(others).copied().collect();
-    let data = to_dataset(&predictor, &rows, gpu);
+    let mut predictor = unfitted(operator, rows, gpu, options);
+    predictor.hyper_parameters.interpolates_residuals = interpolates_residuals;
+    let data = to_dataset(&predictor, rows, gpu);
     let hyper = predictor.hyper_parameters;
     let params = RandomForestRegressorParams::new()
         .num_trees(options.num_trees)
@@ -52,25 +42,19 @@ pub(crate) fn fit(
     let model: RandomForestRegressor =
         params.fit(&data).map_err(|source| TrainError::Forest { operator, source })?;
     predictor.forest = model.into();
-    if recipe.interpolates_residuals {
-        set_residuals(&mut predictor, own, &data);
+    if interpolates_residuals {
+        set_residuals(&mut predictor, rows, &data);
     }
     Ok(predictor)
 }
 
 /// The predictor with its baseline and domain, but no forest.
-fn unfitted(
-    operator: Operator,
-    own: &[&Row],
-    gpu: &GpuSpec,
-    recipe: Recipe,
-    options: &TrainOptions,
-) -> OperatorPredictor {
-    let baseline = baseline::fit(own, gpu);
+fn unfitted(operator: Operator, rows: &[&Row], gpu: &GpuSpec, options: &TrainOptions) -> OperatorPredictor {
+    let baseline = baseline::fit(operator, rows, gpu);
     let parts = part_names(operator).iter().zip(&baseline.coefficients);
     let names = feature_names(operator);
     let unknown = RatioRange { low: 1.0, high: 1.0 };
-    let measured = own.iter().map(|row| (row.values.clone(), row.time_ns, row.low_ns, row.high_ns));
+    let measured = rows.iter().map(|row| (row.values.clone(), row.time_ns, row.low_ns, row.high_ns));
     OperatorPredictor {
         operator,
         features: names.iter().map(|&name| name.to_owned()).collect(),
@@ -81,7 +65,12 @@ fn unfitted(
         forest: Forest::default(),
         domain: Domain::from_rows(operator, measured.collect()),
         error: HeldOutError::default(),
-        interval: Interval { coverage: options.coverage, interpolated: unknown, extrapolated: unknown },
+        interval: Interval {
+            coverage: options.coverage,
+            interpolated: unknown,
+            extrapolated: unknown,
+            unseen_layout: None,
+        },
         samples_digest: String::new(),
         seed: options.seed,
         hyper_parameters: HyperParameters {
@@ -90,8 +79,8 @@ fn unfitted(
             min_samples_leaf: options.min_samples_leaf as u32,
             // Rows are few: half of the features keep trees different without starving them.
             max_features: names.len().div_ceil(2) as u32,
-            pooled: recipe.pooled,
-            interpolates_residuals: recipe.interpolates_residuals,
+            pooled: operator.is_gemm(),
+            interpolates_residuals: false,
         },
     }
 }
@@ -112,11 +101,10 @@ fn to_dataset(
     Dataset::new(records, rows.iter().map(target).collect::<Array1<f64>>())
 }
 
-/// Writes what the forest leaves of each own row into the domain, whose shapes are those rows, sorted.
-fn set_residuals(predictor: &mut OperatorPredictor, own: &[&Row], data: &Dataset<f64, f64, ndarray::Ix1>) {
+/// Writes what the forest leaves of each row into the domain, whose shapes are those rows, sorted.
+fn set_residuals(predictor: &mut OperatorPredictor, rows: &[&Row], data: &Dataset<f64, f64, ndarray::Ix1>) {
     let mut by_shape = BTreeMap::new();
-    // Own rows come first in the data set.
-    for ((row, record), target) in own.iter().zip(data.records().rows()).zip(data.targets()) {
+    for ((row, record), target) in rows.iter().zip(data.records().rows()).zip(data.targets()) {
         let record: Vec<f32> = record.iter().map(|&value| value as f32).collect();
         by_shape.insert(row.values.as_slice(), (target - predictor.forest.predict(&record)) as f32);
     }

@@ -9,6 +9,7 @@ mod error;
 pub mod evaluate;
 mod fit;
 pub mod forest;
+mod job;
 pub mod train;
 
 pub use error::TrainError;

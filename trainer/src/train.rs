@@ -1,21 +1,16 @@
 //! Training the predictors of a GPU and measuring their errors.
 
 use plumbline_bundles::{
-    OperatorPredictor, Sample,
-    predictor::{ErrorSummary, HeldOutError, HyperParameters, Interval, RatioRange},
+    CacheState, OperatorPredictor, Sample,
+    predictor::{ErrorSummary, HeldOutError, HyperParameters, Interval},
 };
-use plumbline_schema::{
-    GpuSpec, Operator,
-    roofline::{floor_ns, roofline_ns},
-};
-use rayon::prelude::*;
+use plumbline_schema::{GpuSpec, Operator, roofline::floor_ns};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataset::{self, OperatorRows, Row},
+    dataset::{self, OperatorRows},
     error::TrainError,
-    evaluate::{Folds, folds, ratio_range, summarise},
-    fit::{Recipe, fit},
+    job::{Job, Trained},
 };
 
 /// Fewest shapes of an operator: two folds of two.
@@ -98,12 +93,16 @@ pub struct TrainReport {
 pub struct OperatorReport {
     /// The operator.
     pub operator: Operator,
-    /// Cold samples.
+    /// State of the cache in the samples used.
+    pub cache: CacheState,
+    /// Samples in that state.
     pub num_samples: usize,
     /// Samples among them with flags; they are used.
     pub num_flagged: usize,
-    /// Distinct shapes.
+    /// Distinct shapes, which the errors are of.
     pub num_shapes: usize,
+    /// Distinct shapes trained on: for matrix products those of all five operators.
+    pub num_trained: usize,
     /// Fixed cost of a launch, ns.
     pub overhead_ns: f64,
     /// Errors on held-out shapes.
@@ -114,7 +113,7 @@ pub struct OperatorReport {
     pub interval: Interval,
     /// How the forest was grown.
     pub hyper_parameters: HyperParameters,
-    /// All ways tried, with their mean error on the shuffled folds; the lowest was taken.
+    /// All ways tried, with their mean error on the shuffled folds of all shapes trained on; the lowest was taken.
     pub tried: Vec<Trial>,
 }
 
@@ -148,14 +147,38 @@ pub fn train(
         predictors: Vec::new(),
         report: TrainReport { gpu: gpu.name.clone(), seed: options.seed, operators: Vec::new() },
     };
+    let gemms: Vec<&OperatorRows> = sets.iter().filter(|set| set.operator.is_gemm()).collect();
+    // Matrix products are one library call, so one training serves all five operators.
+    let mut of_gemms: Option<(Job, Trained)> = None;
     for (done, set) in sets.iter().enumerate() {
         progress(Progress { operator: set.operator, done, total: sets.len() });
-        let job = Job { set, pool: pool_of(set, &sets), gpu, options };
-        let (predictor, report) = job.run()?;
+        let is_gemm = set.operator.is_gemm();
+        if is_gemm && of_gemms.is_none() {
+            of_gemms = Some(run(gemms.clone(), gpu, options)?);
+        }
+        let of_one;
+        let (job, trained) = match &of_gemms {
+            Some(of_gemms) if is_gemm => of_gemms,
+            _ => {
+                of_one = run(vec![set], gpu, options)?;
+                &of_one
+            }
+        };
+        let (predictor, report) = job.of_operator(set, trained);
         outcome.predictors.push(predictor);
         outcome.report.operators.push(report);
     }
     Ok(outcome)
+}
+
+fn run<'a>(
+    sets: Vec<&'a OperatorRows>,
+    gpu: &'a GpuSpec,
+    options: &'a TrainOptions,
+) -> Result<(Job<'a>, Trained), TrainError> {
+    let job = Job::new(sets, gpu, options)?;
+    let trained = job.run()?;
+    Ok((job, trained))
 }
 
 fn check_set(set: &OperatorRows, gpu: &GpuSpec) -> Result<(), TrainError> {
@@ -175,148 +198,4 @@ fn check_set(set: &OperatorRows, gpu: &GpuSpec) -> Result<(), TrainError> {
         }
     }
     Ok(())
-}
-
-/// The other operators' sets that may be trained on too.
-fn pool_of<'a>(set: &OperatorRows, sets: &'a [OperatorRows]) -> Vec<&'a OperatorRows> {
-    let is_partner = |other: &&OperatorRows| {
-        set.operator.is_gemm() && other.operator.is_gemm() && other.operator != set.operator
-    };
-    sets.iter().filter(is_partner).collect()
-}
-
-/// Predictions of held-out rows beside their measured times, ns.
-#[derive(Default)]
-struct HeldOut {
-    predicted: Vec<f64>,
-    measured: Vec<f64>,
-}
-
-impl HeldOut {
-    /// Errors; there is at least one pair, as folds cover all of at least [`MIN_SHAPES`] rows.
-    fn summary(&self) -> ErrorSummary {
-        summarise(&self.predicted, &self.measured).unwrap_or_default()
-    }
-}
-
-struct Job<'a> {
-    set: &'a OperatorRows,
-    pool: Vec<&'a OperatorRows>,
-    gpu: &'a GpuSpec,
-    options: &'a TrainOptions,
-}
-
-impl Job<'_> {
-    fn run(&self) -> Result<(OperatorPredictor, OperatorReport), TrainError> {
-        let shuffled = Folds::Shuffled { seed: self.options.seed };
-        let mut tried = Vec::new();
-        let mut best: Option<(Recipe, HeldOut)> = None;
-        for recipe in self.recipes() {
-            let held_out = self.hold_out(recipe, shuffled)?;
-            let mean_error = held_out.summary().mean;
-            let Recipe { pooled, interpolates_residuals } = recipe;
-            tried.push(Trial { pooled, interpolates_residuals, mean_error });
-            if best.as_ref().is_none_or(|(_, other)| mean_error < other.summary().mean) {
-                best = Some((recipe, held_out));
-            }
-        }
-        let (recipe, shuffled) = best.unwrap_or_default();
-        let blocked = self.hold_out(recipe, Folds::Blocked)?;
-        let predictor = self.finish(recipe, &shuffled, &blocked)?;
-        let report = self.report(&predictor, tried);
-        Ok((predictor, report))
-    }
-
-    /// The ways of training worth trying for this operator.
-    fn recipes(&self) -> Vec<Recipe> {
-        let pooled = if self.pool.is_empty() { vec![false] } else { vec![false, true] };
-        // Residuals are interpolated along one number only.
-        let residuals =
-            if self.set.operator == Operator::Attention { vec![false] } else { vec![false, true] };
-        let pairs = pooled.iter().flat_map(|&pooled| residuals.iter().map(move |&r| (pooled, r)));
-        pairs.map(|(pooled, interpolates_residuals)| Recipe { pooled, interpolates_residuals }).collect()
-    }
-
-    fn hold_out(&self, recipe: Recipe, how: Folds) -> Result<HeldOut, TrainError> {
-        let mut own: Vec<&Row> = self.set.rows.iter().collect();
-        if how == Folds::Blocked {
-            // Neighbours by size: a fold is a range of sizes that the others do not cover.
-            own.sort_by(|a, b| roofline_ns(&a.shape, self.gpu).total_cmp(&roofline_ns(&b.shape, self.gpu)));
-        }
-        let folds = folds(own.len(), self.options.num_folds, how);
-        let answers: Vec<Vec<f64>> = folds
-            .par_iter()
-            .map(|fold| {
-                let is_held_out: std::collections::HashSet<usize> = fold.iter().copied().collect();
-                let training: Vec<&Row> =
-                    (0..own.len()).filter(|i| !is_held_out.contains(i)).map(|i| own[i]).collect();
-                let held_out: Vec<&Row> = fold.iter().map(|&i| own[i]).collect();
-                let others = self.others(recipe, &held_out);
-                let predictor = fit(self.set.operator, &training, &others, recipe, self.gpu, self.options)?;
-                Ok(held_out.iter().map(|row| predictor.predict(&row.shape, self.gpu)).collect())
-            })
-            .collect::<Result<_, TrainError>>()?;
-        let mut held_out = HeldOut::default();
-        for (fold, answers) in folds.iter().zip(answers) {
-            held_out.predicted.extend(answers);
-            held_out.measured.extend(fold.iter().map(|&i| own[i].time_ns));
-        }
-        Ok(held_out)
-    }
-
-    /// The other operators' rows, without the shapes that are held out.
-    fn others(&self, recipe: Recipe, held_out: &[&Row]) -> Vec<&Row> {
-        if !recipe.pooled {
-            return Vec::new();
-        }
-        let rows = self.pool.iter().flat_map(|set| &set.rows);
-        rows.filter(|row| held_out.iter().all(|held_out| held_out.values != row.values)).collect()
-    }
-
-    /// Trains on everything and writes down what was found by holding out.
-    fn finish(
-        &self,
-        recipe: Recipe,
-        shuffled: &HeldOut,
-        blocked: &HeldOut,
-    ) -> Result<OperatorPredictor, TrainError> {
-        let own: Vec<&Row> = self.set.rows.iter().collect();
-        let others = self.others(recipe, &[]);
-        let mut predictor = fit(self.set.operator, &own, &others, recipe, self.gpu, self.options)?;
-        predictor.error = HeldOutError { shuffled: shuffled.summary(), blocked: blocked.summary() };
-        let coverage = self.options.coverage;
-        let interpolated = ratio_range(&shuffled.predicted, &shuffled.measured, coverage);
-        let across_gaps = ratio_range(&blocked.predicted, &blocked.measured, coverage);
-        // Beyond what was measured, one is never surer than within it.
-        let extrapolated = RatioRange {
-            low: interpolated.low.min(across_gaps.low),
-            high: interpolated.high.max(across_gaps.high),
-        };
-        predictor.interval = Interval { coverage, interpolated, extrapolated };
-        let mut sets = vec![self.set];
-        if recipe.pooled {
-            sets.extend(&self.pool);
-        }
-        predictor.samples_digest = dataset::digest(&sets);
-        Ok(predictor)
-    }
-
-    fn report(&self, predictor: &OperatorPredictor, tried: Vec<Trial>) -> OperatorReport {
-        let rows = &self.set.rows;
-        let roofline = |row: &Row| predictor.overhead_ns + roofline_ns(&row.shape, self.gpu);
-        let predicted: Vec<f64> = rows.iter().map(roofline).collect();
-        let measured: Vec<f64> = rows.iter().map(|row| row.time_ns).collect();
-        OperatorReport {
-            operator: self.set.operator,
-            num_samples: self.set.num_samples,
-            num_flagged: self.set.num_flagged,
-            num_shapes: rows.len(),
-            overhead_ns: predictor.overhead_ns,
-            error: predictor.error,
-            roofline_error: summarise(&predicted, &measured).unwrap_or_default(),
-            interval: predictor.interval,
-            hyper_parameters: predictor.hyper_parameters,
-            tried,
-        }
-    }
 }

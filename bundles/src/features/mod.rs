@@ -16,7 +16,7 @@ use plumbline_schema::{
     GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::roofline_ns,
 };
 
-pub use distance::ln_distance;
+pub use distance::LnShape;
 
 /// Most features or parts that any operator has.
 pub const MAX_COLUMNS: usize = 24;
@@ -72,15 +72,33 @@ pub const fn part_names(operator: Operator) -> &'static [&'static str] {
     }
 }
 
-/// Roofline times in ns whose weighted sum, with the overhead, is the baseline.
+/// Roofline times in ns that, weighted and joined by [`joined`], make the baseline with the overhead.
 ///
-/// The first is always [`roofline_ns`]; the others are named and explained in the family's file.
+/// They are named and explained in the family's file.
 #[must_use]
 pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
     match *shape {
         OperatorShape::Gemm { m, n, k } => gemm::parts_ns(m, n, k, shape, gpu),
         OperatorShape::Attention { heads, load } => attention::parts_ns(heads, load, shape, gpu),
         _ => rows::parts_ns(shape, gpu),
+    }
+}
+
+/// Exponent by which the weighted parts of an operator's baseline are joined: `(sum of part^norm)^(1/norm)`.
+///
+/// 1 adds parts that follow each other. Matrix products read, compute and walk along `k` at once, so the longest part
+/// decides, and near a tie each delays the other: 3, which errs least on layouts that were held out.
+#[must_use]
+pub const fn part_norm(operator: Operator) -> i32 {
+    if operator.is_gemm() { 3 } else { 1 }
+}
+
+/// Joins weighted parts, each at least 0, by a norm that [`part_norm`] gives.
+#[must_use]
+pub fn joined(weighted: impl Iterator<Item = f64>, norm: i32) -> f64 {
+    match norm {
+        3 => weighted.map(|part| part * part * part).sum::<f64>().cbrt(),
+        _ => weighted.sum(),
     }
 }
 

@@ -1,14 +1,17 @@
 //! What was measured, and where a shape lies in it.
 
-use plumbline_schema::{Operator, operator::MAX_SHAPE_COLUMNS};
+use plumbline_schema::Operator;
 use serde::{Deserialize, Serialize};
 
-use super::PredictError;
+use super::{
+    PredictError,
+    layout::{describe_nearest, is_near, layout, surround},
+};
 use crate::features::batch_columns;
 
 /// The shapes that were measured, as columns, sorted by the model's numbers and then the batch's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "DomainColumns")]
 pub struct Domain {
     /// Names of the shape's numbers, as [`Operator::shape_columns`].
     pub columns: Vec<String>,
@@ -26,6 +29,47 @@ pub struct Domain {
     pub high_ns: Vec<f64>,
     /// What the forest leaves of each shape: `ln(time / baseline)` less its answer; empty when not used.
     pub residual: Vec<f32>,
+    /// Index of the first shape of each layout; follows from `shapes`.
+    #[serde(skip)]
+    layout_starts: Vec<u32>,
+}
+
+/// A domain as files hold it; the fields are those of [`Domain`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DomainColumns {
+    columns: Vec<String>,
+    min: Vec<u64>,
+    max: Vec<u64>,
+    shapes: Vec<u64>,
+    time_ns: Vec<f64>,
+    low_ns: Vec<f64>,
+    high_ns: Vec<f64>,
+    residual: Vec<f32>,
+}
+
+impl From<DomainColumns> for Domain {
+    fn from(file: DomainColumns) -> Self {
+        let DomainColumns { columns, min, max, shapes, time_ns, low_ns, high_ns, residual } = file;
+        let layout_starts = Vec::new();
+        let mut domain =
+            Self { columns, min, max, shapes, time_ns, low_ns, high_ns, residual, layout_starts };
+        domain.index_layouts();
+        domain
+    }
+}
+
+/// Where a shape lies in what was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Measured, at this index.
+    Measured(usize),
+    /// Its layout was measured, below and above its batch.
+    MeasuredLayout,
+    /// Its layout was not measured around its batch, but others surround it.
+    SurroundedLayout,
+    /// None of these; [`Domain::outside`] says why.
+    Outside,
 }
 
 impl Domain {
@@ -38,7 +82,7 @@ impl Domain {
             let column = |c| rows.iter().map(|row| pick(&row.0, c)).reduce(all).unwrap_or(0);
             (0..columns.len()).map(column).collect()
         };
-        Self {
+        let mut domain = Self {
             min: of(|row, c| row[c], u64::min),
             max: of(|row, c| row[c], u64::max),
             shapes: rows.iter().flat_map(|row| row.0.iter().copied()).collect(),
@@ -46,8 +90,23 @@ impl Domain {
             low_ns: rows.iter().map(|row| row.2).collect(),
             high_ns: rows.iter().map(|row| row.3).collect(),
             residual: Vec::new(),
+            layout_starts: Vec::new(),
             columns,
-        }
+        };
+        domain.index_layouts();
+        domain
+    }
+
+    /// Finds where each layout starts; shapes that are not sorted or whole are found by [`Self::check`].
+    fn index_layouts(&mut self) {
+        let named = |operator: &Operator| self.columns == operator.shape_columns();
+        // Operators with the same columns have the same layouts.
+        let Some(operator) = Operator::ALL.into_iter().find(named) else { return };
+        let is_whole = self.shapes.len() == self.len() * self.columns.len();
+        let starts =
+            |&i: &usize| i == 0 || layout(operator, self.shape(i)) != layout(operator, self.shape(i - 1));
+        let all = if is_whole { 0..self.len() } else { 0..0 };
+        self.layout_starts = all.filter(starts).map(|i| i as u32).collect();
     }
 
     /// Number of measured shapes.
@@ -68,12 +127,6 @@ impl Domain {
         &self.shapes[index * width..(index + 1) * width]
     }
 
-    /// Index of a measured shape.
-    pub(super) fn find(&self, operator: Operator, values: &[u64]) -> Option<usize> {
-        let index = self.lower_bound(operator, values);
-        (index < self.len() && self.shape(index) == values).then_some(index)
-    }
-
     /// Index of the first measured shape that does not lie before `values`.
     fn lower_bound(&self, operator: Operator, values: &[u64]) -> usize {
         let (mut low, mut high) = (0, self.len());
@@ -88,15 +141,51 @@ impl Domain {
         low
     }
 
-    /// Whether the model's numbers of a shape were measured together.
-    fn has_layout(&self, operator: Operator, values: &[u64]) -> bool {
-        // Sorted by layout first: the lowest shape not below this layout's first one has it, or none has.
-        let mut first = [0; MAX_SHAPE_COLUMNS];
-        let first = &mut first[..values.len()];
-        first.copy_from_slice(values);
-        first[batch_columns(operator)].fill(0);
-        let low = self.lower_bound(operator, first);
-        low < self.len() && layout(operator, self.shape(low)).eq(layout(operator, values))
+    /// Where a shape lies; its numbers as [`Operator::shape_columns`] orders them.
+    pub(super) fn place(&self, operator: Operator, values: &[u64]) -> Place {
+        let index = self.lower_bound(operator, values);
+        if index < self.len() && self.shape(index) == values {
+            return Place::Measured(index);
+        }
+        if !self.has_in_box(values) {
+            return Place::Outside;
+        }
+        let wanted = layout(operator, values);
+        let own = |i: usize| i < self.len() && layout(operator, self.shape(i)) == wanted;
+        // A batch of several numbers has no below and above.
+        let is_along = batch_columns(operator).len() == 1;
+        let (below, above) = (index.checked_sub(1).is_some_and(own), own(index));
+        if (below && above) || (!is_along && (below || above)) {
+            return Place::MeasuredLayout;
+        }
+        let all = self.layouts().map(|rows| {
+            let is_near = is_near(operator, layout(operator, self.shape(rows.start)), wanted);
+            (layout(operator, self.shape(rows.start)), is_near && self.covers(operator, rows, values))
+        });
+        if surround(all, wanted) { Place::SurroundedLayout } else { Place::Outside }
+    }
+
+    /// Whether a shape would be answered from what was measured around it, its own layout or its neighbours.
+    #[must_use]
+    pub fn answers(&self, operator: Operator, values: &[u64]) -> bool {
+        self.place(operator, values) != Place::Outside
+    }
+
+    fn has_in_box(&self, values: &[u64]) -> bool {
+        values.iter().zip(self.min.iter().zip(&self.max)).all(|(v, (min, max))| (min..=max).contains(&v))
+    }
+
+    /// Indices of each layout's shapes.
+    fn layouts(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let ends = self.layout_starts.iter().skip(1).map(|&end| end as usize).chain([self.len()]);
+        self.layout_starts.iter().zip(ends).map(|(&start, end)| start as usize..end)
+    }
+
+    /// Whether a layout was measured below and above a batch; a batch of several numbers need only be in the box.
+    fn covers(&self, operator: Operator, rows: std::ops::Range<usize>, values: &[u64]) -> bool {
+        let batch = batch_columns(operator);
+        let (first, last) = (self.shape(rows.start)[batch.start], self.shape(rows.end - 1)[batch.start]);
+        batch.len() > 1 || (first..=last).contains(&values[batch.start])
     }
 
     /// What the forest leaves near a shape: between the measured neighbours of its layout, by the logarithm.
@@ -109,7 +198,7 @@ impl Domain {
         }
         let above = self.lower_bound(operator, values);
         let of_layout =
-            |i: usize| i < self.len() && layout(operator, self.shape(i)).eq(layout(operator, values));
+            |i: usize| i < self.len() && layout(operator, self.shape(i)) == layout(operator, values);
         let at = |i: usize| ((self.shape(i)[batch.start] as f64).ln(), f64::from(self.residual[i]));
         match (above.checked_sub(1).filter(|&i| of_layout(i)), Some(above).filter(|&i| of_layout(i))) {
             (Some(below), Some(above)) => {
@@ -121,27 +210,25 @@ impl Domain {
         }
     }
 
-    /// Says in words which layouts were measured.
-    fn describe_layouts(&self, operator: Operator) -> String {
-        let mut all: Vec<String> =
-            (0..self.len()).map(|i| describe_layout(operator, self.shape(i))).collect();
-        all.dedup();
-        all.join("; ")
-    }
-
-    /// How a shape lies outside what was measured, if it does.
-    pub(super) fn outside(&self, operator: Operator, values: &[u64]) -> Option<PredictError> {
+    /// Says how a shape lies outside what was measured, when it does.
+    pub(super) fn outside(&self, operator: Operator, values: &[u64]) -> PredictError {
         for (c, &column) in operator.shape_columns().iter().enumerate() {
             let (value, min, max) = (values[c], self.min[c], self.max[c]);
             if !(min..=max).contains(&value) {
-                return Some(PredictError::OutOfDomain { operator, column, value, min, max });
+                return PredictError::OutOfDomain { operator, column, value, min, max };
             }
         }
-        (!self.has_layout(operator, values)).then(|| PredictError::UnmeasuredLayout {
-            operator,
-            layout: describe_layout(operator, values),
-            measured: self.describe_layouts(operator),
-        })
+        let wanted = layout(operator, values);
+        let own = self.layouts().find(|rows| layout(operator, self.shape(rows.start)) == wanted);
+        if let Some(rows) = own {
+            let c = batch_columns(operator).start;
+            let (min, max) = (self.shape(rows.start)[c], self.shape(rows.end - 1)[c]);
+            let column = operator.shape_columns()[c];
+            return PredictError::OutOfDomain { operator, column, value: values[c], min, max };
+        }
+        let all = self.layouts().map(|rows| layout(operator, self.shape(rows.start)));
+        let (layout, measured) = describe_nearest(operator, wanted, all);
+        PredictError::UnmeasuredLayout { operator, layout, measured }
     }
 
     pub(super) fn check(&self, operator: Operator) -> Result<(), String> {
@@ -184,20 +271,8 @@ impl Domain {
     }
 }
 
-/// The numbers of a shape that the model decides.
-fn layout(operator: Operator, values: &[u64]) -> impl Iterator<Item = u64> + '_ {
-    let batch = batch_columns(operator);
-    values.iter().enumerate().filter(move |(c, _)| !batch.contains(c)).map(|(_, &value)| value)
-}
-
 /// Orders shapes by layout, then by batch.
 fn compare(operator: Operator, a: &[u64], b: &[u64]) -> std::cmp::Ordering {
     let batch = batch_columns(operator);
-    layout(operator, a).cmp(layout(operator, b)).then_with(|| a[batch.clone()].cmp(&b[batch.clone()]))
-}
-
-fn describe_layout(operator: Operator, values: &[u64]) -> String {
-    let batch = batch_columns(operator);
-    let named = operator.shape_columns().iter().zip(values).enumerate().filter(|(c, _)| !batch.contains(c));
-    named.map(|(_, (name, value))| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
+    layout(operator, a).cmp(layout(operator, b)).then_with(|| a[batch.clone()].cmp(&b[batch]))
 }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod domain;
+mod layout;
 mod operator;
 mod predictors;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 
 pub use answer::{OutOfDomain, PredictError, Prediction, Provenance};
 pub use domain::Domain;
+pub use layout::{MIN_LAYOUTS, NEAR_FACTOR, layout_columns, layouts_surround};
 pub use operator::{
     BaselinePart, ErrorSummary, HeldOutError, HyperParameters, Interval, OperatorPredictor, RatioRange,
 };

@@ -9,7 +9,7 @@ use super::Domain;
 use crate::{
     bundle::predictor_name,
     error::BundleError,
-    features::{feature_names, features, part_names, parts_ns, shape_values},
+    features::{feature_names, features, joined, part_names, part_norm, parts_ns, shape_values},
     forest::Forest,
 };
 
@@ -30,13 +30,17 @@ pub struct ErrorSummary {
     pub bias: f64,
 }
 
-/// Errors on held-out shapes under two ways of holding out.
+/// Errors on held-out shapes under three ways of holding out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutError {
     /// Shapes dealt at random into folds; all samples of a shape lie in one fold.
     pub shuffled: ErrorSummary,
     /// Folds are runs of neighbouring shapes, so each is predicted across a gap or beyond an edge.
     pub blocked: ErrorSummary,
+    /// Whole layouts held out, of which only shapes that the remaining layouts surround are judged: what a model gets
+    /// that was not measured. `None` when there are too few layouts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layouts: Option<ErrorSummary>,
 }
 
 /// A range of `measured / predicted`.
@@ -55,8 +59,11 @@ pub struct Interval {
     pub coverage: f64,
     /// For interpolated times: from the shuffled folds.
     pub interpolated: RatioRange,
-    /// For extrapolated and transferred times: from the blocked folds.
+    /// For extrapolated and transferred times: from the blocked folds and all layouts held out.
     pub extrapolated: RatioRange,
+    /// For interpolated times of a layout that was not measured; `None` when there are too few layouts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen_layout: Option<RatioRange>,
 }
 
 /// One roofline part of the baseline with its coefficient.
@@ -81,7 +88,7 @@ pub struct HyperParameters {
     pub min_samples_leaf: u32,
     /// Features tried at each split.
     pub max_features: u32,
-    /// Whether samples of all matrix products were used.
+    /// Whether samples of all matrix products were used; they are the same library call, so always for these.
     pub pooled: bool,
     /// Whether what the forest leaves is interpolated between measured neighbours of a layout.
     pub interpolates_residuals: bool,
@@ -146,7 +153,8 @@ impl OperatorPredictor {
         }
         self.forest.check()?;
         self.domain.check(self.operator)?;
-        for range in [self.interval.interpolated, self.interval.extrapolated] {
+        let Interval { interpolated, extrapolated, unseen_layout, .. } = self.interval;
+        for range in [interpolated, extrapolated].into_iter().chain(unseen_layout) {
             if !(range.low > 0.0 && range.low <= 1.0 && range.high >= 1.0 && range.high.is_finite()) {
                 return Err(format!("interval {}..{}, expected one around 1", range.low, range.high));
             }
@@ -171,7 +179,7 @@ impl OperatorPredictor {
     pub fn baseline_ns(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
         let parts = parts_ns(shape, gpu);
         let weighted = self.parts.iter().zip(parts.as_slice()).map(|(part, ns)| part.coefficient * ns);
-        self.overhead_ns + weighted.sum::<f64>()
+        self.overhead_ns + joined(weighted, part_norm(self.operator))
     }
 
     /// Modelled time in ns of a shape on the GPU whose samples were trained on, whatever its domain.

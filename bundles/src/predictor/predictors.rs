@@ -2,7 +2,7 @@
 
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::floor_ns};
 
-use super::{OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance};
+use super::{OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance, domain::Place};
 use crate::features::{Row, batch_columns, shape_values};
 
 /// Why predictors cannot be used together.
@@ -101,8 +101,8 @@ impl Predictors {
         let predictor = self.get(operator).ok_or_else(|| self.missing(operator))?;
         let values = checked_values(operator, shape)?;
         let values = values.as_slice();
-        let found = predictor.domain.find(operator, values);
-        if let (Some(i), false) = (found, self.is_transferred) {
+        let place = predictor.domain.place(operator, values);
+        if let (Place::Measured(i), false) = (place, self.is_transferred) {
             let domain = &predictor.domain;
             return Ok(Prediction {
                 time_ns: domain.time_ns[i].max(floor_ns(shape, &self.target)),
@@ -111,17 +111,18 @@ impl Predictors {
                 provenance: Provenance::Measured,
             });
         }
-        let outside = if found.is_some() { None } else { predictor.domain.outside(operator, values) };
-        let provenance = match outside {
-            Some(error) if out_of_domain == OutOfDomain::Refuse => return Err(error),
-            _ if self.is_transferred => Provenance::Transferred,
-            Some(_) => Provenance::Extrapolated,
-            None => Provenance::Interpolated,
-        };
+        if place == Place::Outside && out_of_domain == OutOfDomain::Refuse {
+            return Err(predictor.domain.outside(operator, values));
+        }
         let time_ns = predictor.predict_on(shape, &self.source, &self.target);
-        let range = match provenance {
-            Provenance::Interpolated => predictor.interval.interpolated,
-            _ => predictor.interval.extrapolated,
+        let interval = &predictor.interval;
+        let (provenance, range) = match place {
+            _ if self.is_transferred => (Provenance::Transferred, interval.extrapolated),
+            Place::Outside => (Provenance::Extrapolated, interval.extrapolated),
+            Place::SurroundedLayout => {
+                (Provenance::Interpolated, interval.unseen_layout.unwrap_or(interval.extrapolated))
+            }
+            Place::Measured(_) | Place::MeasuredLayout => (Provenance::Interpolated, interval.interpolated),
         };
         let low_ns = (time_ns * range.low).max(floor_ns(shape, &self.target));
         Ok(Prediction { time_ns, low_ns, high_ns: time_ns * range.high, provenance })

@@ -39,6 +39,7 @@ fn norm() -> OperatorPredictor {
             coverage: 0.9,
             interpolated: range,
             extrapolated: RatioRange { low: 0.5, high: 2.0 },
+            unseen_layout: None,
         },
         samples_digest: String::new(),
         seed: 0,
@@ -106,6 +107,76 @@ fn refusing_says_what_was_measured() {
     let none = Predictors::new(gpu(), Vec::new()).unwrap();
     let error = none.predict(Operator::RmsNorm, &shape(1, 1), OutOfDomain::Refuse).unwrap_err();
     assert!(error.to_string().contains("available: none"), "{error}");
+}
+
+/// Nine widths, each measured from 1 to 1024 tokens, but the narrowest and 5120 from 1 to 64 only.
+fn grid() -> Predictors {
+    let widths = [512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 16384];
+    let row = |tokens: u64, width: u64| (vec![tokens, width], 5000.0, 4900.0, 5200.0);
+    let most = |width: u64| if width == 512 || width == 5120 { 64 } else { 1024 };
+    let rows = widths.iter().flat_map(|&width| [row(1, width), row(most(width), width)]).collect();
+    let mut predictor = norm();
+    predictor.domain = Domain::from_rows(Operator::RmsNorm, rows);
+    predictor.interval.unseen_layout = Some(RatioRange { low: 0.8, high: 1.4 });
+    predictors(predictor)
+}
+
+#[test]
+fn a_layout_that_others_surround_is_interpolated() {
+    let grid = grid();
+    let predict = |tokens, width| {
+        grid.predict(Operator::RmsNorm, &shape(tokens, width), OutOfDomain::Refuse).map(|prediction| {
+            assert_eq!(prediction.provenance, Provenance::Interpolated);
+            (prediction.high_ns / prediction.time_ns * 10.0).round() / 10.0
+        })
+    };
+    // Its own layout, and one between others, with the interval of layouts held out.
+    assert_eq!(predict(200, 4096), Ok(1.2));
+    assert_eq!(predict(200, 2560), Ok(1.4));
+    // Beyond its own layout's tokens, where its neighbours have been.
+    assert_eq!(predict(200, 5120), Ok(1.4));
+    // 12289 is more than twice 6144, yet 16384 is near; 9000 at 1025 tokens is beyond all.
+    assert_eq!(predict(200, 12_289), Ok(1.4));
+    let refused = |tokens, width| predict(tokens, width).unwrap_err().to_string();
+    assert!(refused(1025, 9000).contains("num_tokens = 1025 is outside the measured 1..=1024"));
+    assert!(refused(200, 500).contains("hidden_size = 500 is outside the measured 512..=16384"));
+}
+
+#[test]
+fn layouts_surround_one_that_lies_among_enough_of_them() {
+    let surround = |measured: &[[u64; 3]], wanted: [u64; 3]| {
+        layouts_surround(Operator::Rope, measured.iter().map(<[u64; 3]>::as_slice), &wanted)
+    };
+    let mut measured = Vec::new();
+    for q_heads in [8, 16, 32, 64] {
+        measured.extend([[q_heads, 4, 128], [q_heads, 16, 128]]);
+    }
+    assert!(surround(&measured, [24, 8, 128]));
+    assert!(!surround(&measured[..7], [24, 8, 128]), "seven are too few");
+    assert!(!surround(&measured, [24, 2, 128]), "outside");
+    assert!(!surround(&measured, [24, 8, 64]), "another head_dim");
+    // With a single layout of the other size of heads its box holds 96, but no kernel of that size was measured.
+    measured.push([24, 8, 64]);
+    assert!(surround(&measured, [24, 8, 64]));
+    assert!(!surround(&measured, [24, 8, 96]));
+    assert!(!surround(&measured, [8, 8, 64]), "the only one with this head_dim has three times the heads");
+}
+
+#[test]
+fn an_error_names_the_nearest_layouts_only() {
+    let mut predictor = norm();
+    let row = |width: u64| (vec![64, width], 5000.0, 4900.0, 5200.0);
+    predictor.domain =
+        Domain::from_rows(Operator::RmsNorm, (1..=20).map(|i| row(1000 * i)).chain([row(90_000)]).collect());
+    let error = predictors(predictor)
+        .predict(Operator::RmsNorm, &shape(64, 41_000), OutOfDomain::Refuse)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("hidden_size = 41000 was not measured; measured: hidden_size = 14000;"),
+        "{error}"
+    );
+    assert!(error.ends_with("hidden_size = 90000; 13 more, farther away"), "{error}");
 }
 
 #[test]

@@ -93,6 +93,47 @@ pub fn samples(seed: u64) -> Vec<Sample> {
     samples.into_iter().map(noisy).collect()
 }
 
+/// Samples of a grid of made-up models, as a plan takes them to predict models that it does not know: 32 layouts an
+/// operator, each at ten random numbers of tokens, attention at eight random batches.
+pub fn grid(seed: u64) -> Vec<Sample> {
+    let mut noise = normal(seed);
+    let mut rng = Pcg64::seed_from_u64(seed + 1);
+    let mut log_uniform = |low: f64, high: f64, step: u32| {
+        let u = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        ((low * (high / low).powf(u)) as u32).div_ceil(step) * step
+    };
+    let batches = batches();
+    let mut samples = Vec::new();
+    for i in 0..32u32 {
+        let hidden_size = log_uniform(768.0, 8192.0, 128);
+        let intermediate_size = log_uniform(2048.0, 28672.0, 256);
+        let num_kv_heads = [2, 4, 8, 16][(i % 4) as usize];
+        let num_q_heads = num_kv_heads * log_uniform(1.0, 8.0, 1).min(64 / num_kv_heads);
+        let n = log_uniform(1024.0, 8192.0, 128);
+        for j in 0..10 {
+            let num_tokens = match j {
+                0 => 1,
+                1 => 8192,
+                _ => log_uniform(1.0, 8192.0, 1),
+            };
+            samples.extend([
+                (Operator::QkvProj, OperatorShape::Gemm { m: num_tokens, n, k: hidden_size }, None),
+                (Operator::OProj, OperatorShape::Gemm { m: num_tokens, n: hidden_size, k: n }, None),
+                (Operator::RmsNorm, OperatorShape::RmsNorm { num_tokens, hidden_size }, None),
+                (Operator::SiluMul, OperatorShape::SiluMul { num_tokens, intermediate_size }, None),
+            ]);
+        }
+        let heads = Heads { num_q_heads, num_kv_heads, head_dim: 128 };
+        for _ in 0..8 {
+            let batch = &batches[log_uniform(1.0, 1e6, 1) as usize % batches.len()];
+            let shape = OperatorShape::Attention { heads, load: batch.shape().attention };
+            samples.push((Operator::Attention, shape, Some(batch.clone())));
+        }
+    }
+    let noisy = |(operator, shape, batch)| sample(operator, shape, batch, 1.0 + NOISE * noise());
+    samples.into_iter().map(noisy).collect()
+}
+
 const TOKENS: [u32; 34] = [
     1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 136, 160, 192, 224, 256, 264, 320, 384, 448, 512, 520, 640,
     768, 896, 1024, 1152, 1536, 2048, 3072, 4096, 6144, 8192,

