@@ -14,6 +14,7 @@ pub mod features;
 pub mod forest;
 pub mod host;
 pub mod inspect;
+pub mod lint;
 pub mod manifest;
 pub mod predictor;
 pub mod samples;
@@ -30,6 +31,7 @@ pub use evidence::{CrossCheck, DeviceIdentity, Evidence, GpuState};
 pub use forest::{Forest, Tree};
 pub use host::HostCosts;
 pub use inspect::Inspection;
+pub use lint::{LintOptions, LintReport, lint};
 pub use manifest::{FormatVersion, Manifest};
 pub use predictor::{
     OperatorPredictor, OutOfDomain, PredictError, Prediction, Predictors, PredictorsError, Provenance,
