@@ -6,8 +6,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use plumbline_bundles::{
-    Bundle, BundleWriter, CacheState, DeviceIdentity, EngineProfile, Evidence, Forest, GpuState, HostCosts,
-    LintOptions, LintReport, Manifest, OperatorPredictor, Sample, TimeStats, Tree, bundle,
+    Bundle, BundleWriter, CacheState, CrossCheck, DeviceIdentity, EngineProfile, Evidence, Forest, GpuState,
+    HostCosts, LintOptions, LintReport, Manifest, OperatorPredictor, Sample, TimeStats, Tree, bundle,
     features::{feature_names, part_names},
     forest::Node,
     lint,
@@ -396,6 +396,12 @@ fn borrowed_and_mixed_machines() {
         let mut changed = evidence(p);
         changed.during[1].energy_j = Some(10.0);
         p.manifest.evidence = Some(changed);
+    });
+    broken(Rule::CrossCheck, Grade::C, |p| {
+        let shape = OperatorShape::RmsNorm { num_tokens: 8, hidden_size: 1024 };
+        let point = (Operator::RmsNorm, &shape, CacheState::Hot);
+        let check = |period_ns| CrossCheck::new(point, 3000.0, 2000.0, Some(period_ns), None, 900.0);
+        p.manifest.evidence.as_mut().unwrap().cross_checks = vec![check(3010.0), check(4000.0)];
     });
     broken(Rule::ForeignKernel, Grade::F, |p| p.samples[0].kernel = "embedding_sm100 wide".into());
     let device =

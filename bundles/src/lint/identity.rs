@@ -6,7 +6,7 @@ use plumbline_schema::GpuSpec;
 
 use super::{
     Finding, Rule, Severity, Subject,
-    table::{Table, share},
+    table::{Table, share, us},
 };
 use crate::{
     bundle::HOST,
@@ -35,8 +35,9 @@ pub(super) fn check(subject: &Subject, findings: &mut Vec<Finding>) {
         .iter()
         .flat_map(|e| std::iter::once(&e.before).chain(&e.during).chain(std::iter::once(&e.after)))
         .collect();
-    if manifest.evidence.is_some() {
+    if let Some(evidence) = &manifest.evidence {
         one_run(&states, findings);
+        cross_checks(evidence, findings);
     }
     impossible_states(&states, &manifest.gpu, findings);
     memory_clocks(subject, &states, findings);
@@ -152,6 +153,24 @@ fn one_run(states: &[&GpuState], findings: &mut Vec<Finding>) {
             findings.push(finding.at(MANIFEST));
         }
     }
+}
+
+/// Points that were timed by two clocks: one finding for all that disagree.
+fn cross_checks(evidence: &Evidence, findings: &mut Vec<Finding>) {
+    let disagree: Vec<_> = evidence.cross_checks.iter().filter(|check| !check.agrees).collect();
+    let Some(first) = disagree.first() else { return };
+    let records = first.activity_period_p50_ns.unwrap_or(first.activity_duration_p50_ns + first.gap_ns);
+    let found = format!(
+        "{} points disagree; the first, {} {:?}: {} by events, {} by records",
+        share(disagree.len(), evidence.cross_checks.len()),
+        first.operator,
+        first.shape,
+        us(first.event_p50_ns),
+        us(records)
+    );
+    let expected = "times by events as the GPU's own records tell them";
+    let hint = "what is timed is not one launch after another: profile anew on an idle GPU";
+    findings.push(Finding::new(Rule::CrossCheck, Severity::Warning, expected, found, hint).at(MANIFEST));
 }
 
 fn impossible_states(states: &[&GpuState], gpu: &GpuSpec, findings: &mut Vec<Finding>) {

@@ -49,6 +49,8 @@ pub enum Rule {
     ImpossibleReading,
     /// Readings of two machines or two runs in one bundle.
     MixedReadings,
+    /// A point whose time by events is not that of the GPU's own records.
+    CrossCheck,
     /// A kernel that does not run on the stated GPU.
     ForeignKernel,
     /// The device is not the GPU whose data sheet is used.
@@ -115,6 +117,7 @@ impl Rule {
             Self::RepeatsDisagree => "repeats_disagree",
             Self::ImpossibleReading => "impossible_reading",
             Self::MixedReadings => "mixed_readings",
+            Self::CrossCheck => "cross_check",
             Self::ForeignKernel => "foreign_kernel",
             Self::DeviceMismatch => "device_mismatch",
             Self::AlteredDataSheet => "altered_data_sheet",
