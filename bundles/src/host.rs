@@ -112,6 +112,12 @@ impl ScoreSpread {
         Some(Self { n: stats.n, min: stats.min_ns, median: stats.p50_ns, max: stats.max_ns })
     }
 
+    /// Whether the runs lie so far apart that something else was running beside them: over a tenth.
+    #[must_use]
+    pub fn is_disturbed(&self) -> bool {
+        self.max > 1.1 * self.min
+    }
+
     fn check(&self) -> Result<(), CheckError> {
         if self.n == 0 {
             return Err(CheckError::new("n", "at least 1", 0));
@@ -405,6 +411,8 @@ mod tests {
     fn a_score_is_the_median_of_its_runs() {
         let spread = ScoreSpread::from_scores(&[120.0, 80.0, 100.0]).unwrap();
         assert_eq!(spread, ScoreSpread { n: 3, min: 80.0, median: 100.0, max: 120.0 });
+        assert!(spread.is_disturbed());
+        assert!(!ScoreSpread::from_scores(&[100.0, 104.0, 109.0]).unwrap().is_disturbed());
         assert_eq!(ScoreSpread::from_scores(&[]), None);
         assert_eq!(ScoreSpread::from_scores(&[1.0, f64::INFINITY]), None);
     }

@@ -35,6 +35,9 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     if cfg!(debug_assertions) {
         output.note("note: this plumb was built without full optimisation; its score is no other build's");
     }
+    if report.score.is_disturbed() {
+        output.note("note: the runs lie over 10 % apart, so the score is no quiet host's; measure again when it is idle");
+    }
     if let Some(path) = &args.out {
         write_json(path, &report)?;
     }

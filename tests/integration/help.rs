@@ -13,7 +13,9 @@ fn check(verb: &[&str]) {
 #[test]
 fn help_texts_are_as_reviewed() {
     check(&[]);
-    for verb in ["validate", "profile", "train", "bundle", "workload", "simulate", "compare", "calibrate", "host"] {
+    for verb in
+        ["validate", "profile", "train", "bundle", "workload", "simulate", "compare", "calibrate", "host"]
+    {
         check(&[verb]);
     }
     for verb in [
