@@ -1,18 +1,16 @@
 // Adds the residual and RMS-normalises: residual += x; out = residual / rms(residual) * weight.
 //
 // x, residual, out: [num_tokens, hidden_size]; weight: [hidden_size]. The sum is rounded to bf16 once,
-// stored, and that value is normalised, in fp32. One block a token; each thread keeps its vectors in
-// registers between the passes. hidden_size is a multiple of 8, at most 8 * MAX_VECTORS * blockDim.x.
+// stored, and that value is normalised, in fp32. One block a token; each thread keeps its VECTORS vectors in
+// registers between the passes. hidden_size is a multiple of 8, at most 8 * VECTORS * blockDim.x.
 
-#define MAX_VECTORS 4
-
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(VECTORS == 4 ? 1024 : 512)
     rms_norm(const Vec8* x, Vec8* residual, const Vec8* weight, Vec8* out, u32 row_vectors, float epsilon) {
     const u64 row = u64(blockIdx.x) * row_vectors;
-    float value[MAX_VECTORS][8];
+    float value[VECTORS][8];
     float squares = 0.0f;
 #pragma unroll
-    for (int k = 0; k < MAX_VECTORS; ++k) {
+    for (int k = 0; k < VECTORS; ++k) {
         const u32 i = threadIdx.x + k * blockDim.x;
         if (i < row_vectors) {
             float added[8];
@@ -40,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     const float scale = rsqrtf(total / float(row_vectors * 8) + epsilon);
 
 #pragma unroll
-    for (int k = 0; k < MAX_VECTORS; ++k) {
+    for (int k = 0; k < VECTORS; ++k) {
         const u32 i = threadIdx.x + k * blockDim.x;
         if (i < row_vectors) {
             float factor[8];

@@ -27,8 +27,9 @@ pub trait Advisor {
 /// Expected relative error of a point of which nothing is known.
 const UNKNOWN: f64 = 1.0;
 
-/// How far a measured point tells of others, as [`LnShape::distance`]: 0.4 is a factor of 1.5 in one number of a shape.
-const REACH: f64 = 0.4;
+/// How far a measured point tells of others, as [`LnShape::distance`]: 1.5 is a factor of four in one number of a shape. Wide, so that
+/// dear points far from all others are not put off until the cheap ones are used up.
+const REACH: f64 = 1.5;
 
 /// Picks the points to measure next: indices of `candidates`, in the order of measuring.
 ///

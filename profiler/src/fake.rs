@@ -344,7 +344,7 @@ impl Device for FakeDevice {
                     if operator == point.operator && attempt <= attempts =>
                 {
                     before.throttle_reasons = vec!["sw_power_cap".into()];
-                    after.throttle_reasons = before.throttle_reasons.clone();
+                    after.throttle_reasons.clone_from(&before.throttle_reasons);
                 }
                 Fault::ClockShifted { operator, attempts }
                     if operator == point.operator && attempt <= attempts =>

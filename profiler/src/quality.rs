@@ -78,7 +78,7 @@ pub fn is_bimodal(times_ns: &[f64]) -> bool {
     let ((low_mean, low_std), (high_mean, high_std)) = (mean_and_std(low), mean_and_std(high));
     let distance = high_mean - low_mean;
     distance > MIN_MODE_DISTANCE * sorted[sorted.len() / 2]
-        && distance > MIN_MODE_SEPARATION * ((low_std.powi(2) + high_std.powi(2)) / 2.0).sqrt()
+        && distance > MIN_MODE_SEPARATION * f64::midpoint(low_std.powi(2), high_std.powi(2)).sqrt()
 }
 
 fn mean_and_std(values: &[f64]) -> (f64, f64) {

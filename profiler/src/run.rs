@@ -120,10 +120,10 @@ impl<'a> Run<'a> {
         self.measure_machine()?;
         self.run_checks()?;
         self.measure_points()?;
-        if self.results.samples.is_empty() {
-            if let Some(error) = self.first_error.take() {
-                return Err(error);
-            }
+        if self.results.samples.is_empty()
+            && let Some(error) = self.first_error.take()
+        {
+            return Err(error);
         }
         self.look_again();
         self.evidence.after = self.state();
@@ -287,7 +287,8 @@ impl<'a> Run<'a> {
         match self.measure_point(planned) {
             Ok(sample) => {
                 self.num_device_errors = 0;
-                self.costs.add(self.is_compute_bound(&planned.point), self.device.elapsed() - began);
+                self.costs
+                    .add(self.is_compute_bound(&planned.point), self.device.elapsed().saturating_sub(began));
                 let elapsed_ms = self.elapsed().as_millis() as u64;
                 let sample_entry = Box::new(sample.clone());
                 self.journal.append(&Entry::Measured { point: index, elapsed_ms, sample: sample_entry })?;
@@ -453,12 +454,12 @@ impl<'a> Run<'a> {
     /// Writes the bundle, and deletes the journal unless it could still be gone on with.
     pub(crate) fn write(mut self, created: String) -> Result<ProfileOutcome, ProfileError> {
         self.report(Stage::Writing, 0, 1, None, Some(Duration::ZERO));
-        let mut outcome_counts = Counts::of(self.results.samples.values());
-        outcome_counts.num_left_out = match self.ended {
+        let mut counts = Counts::of(self.results.samples.values());
+        counts.left_out = match self.ended {
             Some(Ended::Budget) => self.unreached.values().sum(),
             _ => 0,
         };
-        self.note_counts(&outcome_counts);
+        self.note_counts(&counts);
         if let Some(ceilings) = self.results.ceilings {
             self.evidence.copy_bandwidth_bytes_per_s = Some(ceilings.copy_bandwidth_bytes_per_s);
             self.evidence.matmul_flops_per_s = Some(ceilings.matmul_flops_per_s);
@@ -493,18 +494,16 @@ impl<'a> Run<'a> {
         if !matches!(self.ended, Some(Ended::Lost(_))) {
             self.journal.discard();
         }
-        let Counts { num_left_out, num_measured_again, num_throttled, num_clock_shifted, .. } =
-            outcome_counts;
         Ok(ProfileOutcome {
             bundle,
             num_planned: self.plan.points.len(),
             num_measured: samples.len(),
-            num_left_out,
-            num_measured_again,
-            num_throttled,
-            num_clock_shifted,
-            num_bimodal: outcome_counts.num_bimodal,
-            num_below_floor: outcome_counts.num_below_floor,
+            num_left_out: counts.left_out,
+            num_measured_again: counts.measured_again,
+            num_throttled: counts.throttled,
+            num_clock_shifted: counts.clock_shifted,
+            num_bimodal: counts.bimodal,
+            num_below_floor: counts.below_floor,
             curve: self.curve,
             wall,
         })
@@ -526,11 +525,11 @@ impl<'a> Run<'a> {
     fn note_counts(&mut self, counts: &Counts) {
         let notes = &mut self.evidence.notes;
         let texts = [
-            (counts.num_measured_again, "points were measured again, as the first attempt was doubtful"),
-            (counts.num_throttled, "points have clocks held down in every attempt"),
-            (counts.num_clock_shifted, "points have an SM clock that moved in every attempt"),
-            (counts.num_bimodal, "points have times that fall into two groups in every attempt"),
-            (counts.num_left_out, "points were left out, as the time budget was spent"),
+            (counts.measured_again, "points were measured again, as the first attempt was doubtful"),
+            (counts.throttled, "points have clocks held down in every attempt"),
+            (counts.clock_shifted, "points have an SM clock that moved in every attempt"),
+            (counts.bimodal, "points have times that fall into two groups in every attempt"),
+            (counts.left_out, "points were left out, as the time budget was spent"),
         ];
         notes.extend(texts.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")));
         if !self.results.earlier.is_zero() {
@@ -545,12 +544,12 @@ impl<'a> Run<'a> {
 /// How many points have a mark.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
-    num_left_out: usize,
-    num_measured_again: usize,
-    num_throttled: usize,
-    num_clock_shifted: usize,
-    num_bimodal: usize,
-    num_below_floor: usize,
+    left_out: usize,
+    measured_again: usize,
+    throttled: usize,
+    clock_shifted: usize,
+    bimodal: usize,
+    below_floor: usize,
 }
 
 impl Counts {
@@ -558,11 +557,11 @@ impl Counts {
         let mut counts = Self::default();
         for sample in samples {
             let has = |flag| usize::from(sample.has_flag(flag));
-            counts.num_measured_again += usize::from(sample.num_attempts > 1);
-            counts.num_throttled += has("throttled");
-            counts.num_clock_shifted += has("clock_shifted");
-            counts.num_bimodal += has("bimodal");
-            counts.num_below_floor += has("below_floor");
+            counts.measured_again += usize::from(sample.num_attempts > 1);
+            counts.throttled += has("throttled");
+            counts.clock_shifted += has("clock_shifted");
+            counts.bimodal += has("bimodal");
+            counts.below_floor += has("below_floor");
         }
         counts
     }

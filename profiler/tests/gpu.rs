@@ -97,7 +97,14 @@ fn check_elementwise_and_products(device: &mut CudaDevice) {
             check(device, &point);
         }
     }
-    check(device, &plain(Operator::RmsNorm, &[2, 16_384]));
+    // Every number of vectors that a thread may have.
+    for width in [4104, 8200, 16_384] {
+        check(device, &plain(Operator::RmsNorm, &[2, width]));
+    }
+    check(device, &plain(Operator::Rope, &[3, 128, 128, 128]));
+    for head_dim in [64, 128] {
+        check(device, &plain(Operator::QkNorm, &[2900, 17, 8, head_dim]));
+    }
     check(device, &plain(Operator::Sample, &[1, 151_936]));
 }
 

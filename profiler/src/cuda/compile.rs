@@ -48,7 +48,7 @@ impl KernelSource {
         source!("fill", PLAIN),
         source!("arguments", &[&["NUM_ARGS=1"], &["NUM_ARGS=4"], &["NUM_ARGS=8"], &["NUM_ARGS=16"]]),
         source!("embedding", PLAIN),
-        source!("rms_norm", PLAIN),
+        source!("rms_norm", &[&["VECTORS=1"], &["VECTORS=2"], &["VECTORS=4"]]),
         source!(
             "qk_norm",
             &[

@@ -155,7 +155,7 @@ pub fn embedding(
 ) -> CudaResult<Launch> {
     let row = vectors("hidden_size", hidden_size)?;
     let args = Args::default().u64(ids).u64(table).u64(out).u32(row);
-    kernel(kernels, "embedding", &[], (num_tokens, 1), warps(row, 512), args)
+    kernel(kernels, "embedding", &[], (num_tokens, 1), warps(row.div_ceil(2), 512), args)
 }
 
 pub fn rms_norm(
@@ -165,15 +165,20 @@ pub fn rms_norm(
     hidden_size: u32,
 ) -> CudaResult<Launch> {
     let row = vectors("hidden_size", hidden_size)?;
-    // One vector a thread while few blocks run, so that a row takes one round trip to memory.
-    let threads = if row <= 512 { warps(row, 512) } else { warps(row.div_ceil(2), 1024) };
-    if row > 4 * threads {
+    // As few vectors a thread as blocks of 512 allow: more threads are then under way.
+    let (vectors, definition) = match row.div_ceil(512) {
+        0 | 1 => (1, "VECTORS=1"),
+        2 => (2, "VECTORS=2"),
+        _ => (4, "VECTORS=4"),
+    };
+    let threads = warps(row.div_ceil(vectors), 1024);
+    if row > vectors * threads {
         return Err(CudaError::Unsupported(format!(
             "expected a hidden_size up to 32768, found {hidden_size}"
         )));
     }
     let args = Args::default().u64(x).u64(residual).u64(weight).u64(out).u32(row).f32(RMS_EPSILON);
-    kernel(kernels, "rms_norm", &[], (num_tokens, 1), threads, args)
+    kernel(kernels, "rms_norm", &[definition], (num_tokens, 1), threads, args)
 }
 
 pub fn qk_norm(
@@ -224,7 +229,7 @@ pub fn kv_cache_write(
     let kv = vectors("num_kv_heads * head_dim", kv_width)?;
     let q = q_width / VECTOR;
     let args = Args::default().u64(qkv).u64(slots).u64(k_cache).u64(v_cache).u32(q + 2 * kv).u32(q).u32(kv);
-    kernel(kernels, "kv_cache_write", &[], (num_tokens, 1), warps(2 * kv, 512), args)
+    kernel(kernels, "kv_cache_write", &[], (num_tokens, 1), warps(kv, 512), args)
 }
 
 pub fn silu_mul(
