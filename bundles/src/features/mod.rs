@@ -19,7 +19,7 @@ use plumbline_schema::{
 pub use distance::LnShape;
 
 /// Most features or parts that any operator has.
-pub const MAX_COLUMNS: usize = 24;
+pub const MAX_COLUMNS: usize = 32;
 
 /// Nominal cost of what no data sheet tells, ns; its coefficient says what it is.
 pub const NOMINAL_NS: f64 = 1000.0;

@@ -89,32 +89,51 @@ fn attention_tells_skew_and_mixtures() {
     assert!((feature("64:0", "", "prefill_share") - 1.0).abs() < 1e-6);
     let mixed = feature("64:0", "2000;2000", "prefill_share");
     assert!(mixed > 0.0 && mixed < 1.0);
-    // A 16-token chunk computes a whole tile of 64 queries.
-    let parts = |chunks: &str| {
-        let load = StepBatch::parse(chunks, "").unwrap().shape().attention;
-        parts_ns(&OperatorShape::Attention { heads, load }, &gpu()).as_slice()[1]
+    // A 16-token chunk computes a whole tile, as one of 64 does, over 1016 keys and not 1064.
+    let products = |chunks: &str| attention_part(heads, chunks, "", "prefill_products", &gpu());
+    assert!((products("16:1000") / products("64:1000") - 1016.0 / 1064.0).abs() < 1e-9);
+}
+
+fn attention_part(heads: Heads, chunks: &str, decodes: &str, name: &str, gpu: &GpuSpec) -> f64 {
+    let load = StepBatch::parse(chunks, decodes).unwrap().shape().attention;
+    let place = part_names(Operator::Attention).iter().position(|&other| other == name).unwrap();
+    parts_ns(&OperatorShape::Attention { heads, load }, gpu).as_slice()[place]
+}
+
+#[test]
+fn the_longest_tile_decides_where_keys_are_not_split() {
+    let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    let path = |gpu: &GpuSpec, rows: f64| {
+        let step_ns = compute_ns(4.0 * 128.0 * rows * 128.0, gpu) * f64::from(gpu.num_sms);
+        attention_part(heads, "64:8192", "", "path_products", gpu) / step_ns
     };
-    let pairs = |tokens: f64, context: f64| tokens * context + tokens * (tokens + 1.0) / 2.0;
+    // 16 blocks on 132 SMs leave room for eight each: 65 steps become eight parts of at most nine.
+    assert!((path(&gpu(), 128.0) - 9.0).abs() < 1e-9);
     assert!(
-        (parts("16:1000") / parts("64:1000") - 4.0 * pairs(16.0, 1000.0) / pairs(64.0, 1000.0)).abs() < 1e-9
+        (attention_part(heads, "64:8192", "", "prefill_joins", &gpu()) - 8.0 * 0.5 * NOMINAL_NS).abs() < 1e-9
     );
+    let a100 = GpuSpec::by_name("a100-sxm4-80gb").unwrap();
+    assert!((path(&a100, 64.0) - 65.0).abs() < 1e-9);
 }
 
 #[test]
 fn decodes_are_split_as_the_gpu_has_room() {
     let heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128 };
-    let part = |decodes: &str, name: &str| {
-        let load = StepBatch::parse("", decodes).unwrap().shape().attention;
-        let place = part_names(Operator::Attention).iter().position(|&other| other == name).unwrap();
-        parts_ns(&OperatorShape::Attention { heads, load }, &gpu()).as_slice()[place]
-    };
-    // 1024 keys for 8 KV heads over 132 SMs with three blocks each are 21 keys a block: one step of 64, 16 parts.
-    assert!((part("1023", "joins") - 16.0 * NOMINAL_NS).abs() < 1e-9);
+    let part = |decodes: &str, name: &str| attention_part(heads, "", decodes, name, &gpu());
+    // 64 KV blocks for 8 KV heads over 132 SMs with three thread blocks each are 2, and one for each of four warps is
+    // 4: 16 parts. Two heads of 128 are joined by half of the threads, so each goes through half of the parts.
+    assert!((part("1023", "decode_joins") - 8.0 * NOMINAL_NS).abs() < 1e-9);
     assert!((part("1023", "decode_steps") - NOMINAL_NS).abs() < 1e-9);
-    // 64 such decodes fill the GPU unsplit, in 16 steps.
+    // 64 such decodes fill the GPU unsplit: 16 KV blocks a warp.
     let many = vec!["1023"; 64].join(";");
-    assert!(part(&many, "joins").abs() < 1e-9 && part(&many, "is_split").abs() < 1e-9);
+    assert!(part(&many, "decode_joins").abs() < 1e-9 && part(&many, "is_split").abs() < 1e-9);
     assert!((part(&many, "decode_steps") - 16.0 * NOMINAL_NS).abs() < 1e-9);
+    // Sixteen q heads of a KV head are two thread blocks' work, and both read the keys.
+    let wide = Heads { num_q_heads: 128, ..heads };
+    let keys_ns = attention_part(wide, "", &many, "decode_memory", &gpu());
+    let both_ns = attention_part(wide, "", &many, "decode_reads", &gpu());
+    assert!(both_ns > 1.9 * keys_ns && both_ns < 2.0 * keys_ns);
+    assert!((part(&many, "decode_reads") - part(&many, "decode_memory")).abs() < 1e-9);
 }
 
 #[test]
