@@ -466,6 +466,7 @@ fn predictors_and_profiles_of_something_else() {
 
 #[test]
 fn uneven_grids() {
+    let folder = tempfile::tempdir().unwrap();
     let keep = |fits: fn(u64) -> bool| {
         move |p: &mut Parts| {
             p.samples.retain(|s| {
@@ -478,7 +479,18 @@ fn uneven_grids() {
     assert_eq!(report.findings[0].shape.as_deref(), Some("hidden_size = 2048"));
     let report = broken_samples(Rule::Hole, Grade::B, keep(|tokens| !(4..=16).contains(&tokens)));
     assert!(report.findings[0].found.starts_with("2 and 32, 16.0 times"), "{:?}", report.findings);
-    broken_samples(Rule::SinglePoint, Grade::B, keep(|tokens| tokens == 64));
+    // A sparse layout tells how times depend on the layout; one that a model has is to be a curve.
+    let mut single = Parts::sound();
+    keep(|tokens| tokens == 64)(&mut single);
+    single.train();
+    let wide = LintOptions { models: vec![model("small", 1), model("wide", 2)], ..options() };
+    let report = lint(&single.write(folder.path()), &options()).unwrap();
+    assert_eq!((report.grade, report.findings.len()), (Grade::A, 1), "{:#?}", report.findings);
+    assert_eq!((report.findings[0].rule, report.findings[0].severity), (Rule::RaggedGrid, Severity::Info));
+    let report = lint(&Bundle::open(&folder.path().join("bundle")).unwrap(), &wide).unwrap();
+    let found = rules(&report);
+    assert!(found.is_superset(&BTreeSet::from([Rule::RaggedGrid, Rule::SinglePoint])), "{found:?}");
+    assert!(report.grade >= Grade::B, "{:?}", report.reasons);
     // The state that no model runs is measured sparsely on purpose.
     let mut parts = Parts::sound();
     let mut other = parts.at(Operator::RmsNorm, 64).next().unwrap().clone();

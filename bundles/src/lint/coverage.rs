@@ -57,19 +57,20 @@ pub struct OperatorCoverage {
 /// Asks for every step's operators, with the predictors or, without them, the samples.
 pub(super) fn check(
     subject: &Subject,
+    models: &[ModelSpec],
     options: &LintOptions,
     findings: &mut Vec<Finding>,
 ) -> Vec<ModelCoverage> {
     let mut coverage = Vec::new();
     let ranges = Ranges::of(&subject.tables);
-    for model in models(subject, options, findings) {
-        let steps = steps(&model, subject, options);
+    for model in models {
+        let steps = steps(model, subject, options);
         let mut asked: BTreeMap<Operator, Vec<OperatorShape>> = BTreeMap::new();
         let mut seen = HashSet::new();
         for step in &steps {
             // One GPU divides every model.
             for OperatorCall { operator, shape, .. } in
-                forward_pass(&model, &step.shape(), 1).unwrap_or_default()
+                forward_pass(model, &step.shape(), 1).unwrap_or_default()
             {
                 if seen.insert((operator, shape)) {
                     asked.entry(operator).or_default().push(shape);
@@ -100,9 +101,9 @@ pub(super) fn check(
             found
         };
         let operators: Vec<_> = asked.into_iter().map(of_operator).collect();
-        refusals(&model, &operators, findings);
+        refusals(model, &operators, findings);
         coverage.push(ModelCoverage {
-            model: model.name,
+            model: model.name.clone(),
             num_shapes: operators.iter().map(|o| o.num_shapes).sum(),
             num_measured: operators.iter().map(|o| o.num_measured).sum(),
             num_refused: operators.iter().map(|o| o.num_refused).sum(),
@@ -112,7 +113,12 @@ pub(super) fn check(
     coverage
 }
 
-fn models(subject: &Subject, options: &LintOptions, findings: &mut Vec<Finding>) -> Vec<ModelSpec> {
+/// The models that are asked about; a remark for each that the bundle names and that is not known here.
+pub(super) fn models(
+    subject: &Subject,
+    options: &LintOptions,
+    findings: &mut Vec<Finding>,
+) -> Vec<ModelSpec> {
     if !options.models.is_empty() {
         return options.models.clone();
     }

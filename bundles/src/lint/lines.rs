@@ -114,21 +114,24 @@ impl Line {
             let is_step = self.has_steps
                 && deviations[i] <= MAX_STEP.ln_1p()
                 && (self.points[i].time_ns..=self.points[i + 2].time_ns).contains(&point.time_ns);
-            is_off && !is_step && lies_off(point.time_ns, [below, above])
+            is_off && !is_step && lies_off(point.time_ns, expected_ns, [below, above])
         };
         let spikes = expected.iter().copied().enumerate().filter(is_spike);
         spikes.map(|(i, expected_ns)| Spike { point: self.points[i + 1], expected_ns }).collect()
     }
 
     /// Range of times at `x` that continues the points of one side; ln time has a slope of 0 to `max_slope` over ln x.
+    ///
+    /// The slope is that of the nearest points which lie at least half as far apart, in logarithms, as `x` does: the
+    /// noise of a short span would grow over a long one. Where there are none, any slope goes.
     fn continuation(&self, side: &[LinePoint], x: u64, is_above: bool) -> (f64, f64) {
-        let (near, far) = match (side, is_above) {
-            ([near, far, ..], true) | ([.., far, near], false) => (*near, Some(*far)),
-            ([near], _) => (*near, None),
-            ([], _) => return (0.0, f64::INFINITY),
-        };
-        let at = |slope: f64| near.time_ns * (x as f64 / near.x as f64).powf(slope);
-        if let Some(far) = far {
+        let mut outwards: Box<dyn Iterator<Item = &LinePoint>> =
+            if is_above { Box::new(side.iter()) } else { Box::new(side.iter().rev()) };
+        let Some(near) = outwards.next() else { return (0.0, f64::INFINITY) };
+        let distance = |point: &LinePoint| (point.x as f64 / near.x as f64).ln().abs();
+        let gap = (x as f64 / near.x as f64).ln();
+        let at = |slope: f64| near.time_ns * (slope * gap).exp();
+        if let Some(far) = outwards.find(|far| distance(far) >= 0.5 * gap.abs()) {
             let slope = (far.time_ns / near.time_ns).ln() / (far.x as f64 / near.x as f64).ln();
             let ns = at(slope.clamp(0.0, self.max_slope));
             return (ns, ns);
@@ -177,10 +180,13 @@ fn median_elsewhere(deviations: &[f64], i: usize) -> f64 {
     if sorted.len() < MIN_DEVIATIONS { 0.0 } else { percentile_of_sorted(&sorted, 0.5) }
 }
 
-/// Whether a time lies above all ranges by more than the tolerance, or below all of them.
-fn lies_off(time_ns: f64, ranges: [(f64, f64); 2]) -> bool {
-    ranges.iter().all(|(_, high)| time_ns > high * (1.0 + TOLERANCE))
-        || ranges.iter().all(|(low, _)| time_ns * (1.0 + TOLERANCE) < *low)
+/// Whether a time lies above all ranges by more than the tolerance, or below all: on the side that it is off.
+fn lies_off(time_ns: f64, expected_ns: f64, ranges: [(f64, f64); 2]) -> bool {
+    if time_ns > expected_ns {
+        ranges.iter().all(|(_, high)| time_ns > high * (1.0 + TOLERANCE))
+    } else {
+        ranges.iter().all(|(low, _)| time_ns * (1.0 + TOLERANCE) < *low)
+    }
 }
 
 /// Time at `x` on the straight line in logarithms through two points.
@@ -227,6 +233,12 @@ mod tests {
         assert_eq!(on_stairs(&steep), 0);
         steep[3].1 = 79e3;
         assert_eq!(on_stairs(&steep), 1);
+        // Between neighbours far apart a curve may bend anywhere.
+        assert!(spikes_at(&[(1, 5e3), (2, 5.1e3), (640, 6e3), (4096, 38e3), (4608, 42e3)]).is_empty());
+        // A constant and a linear part, wide apart: below the interpolation, above both continuations.
+        assert!(
+            spikes_at(&[(1, 1.80e3), (37, 1.84e3), (640, 2.57e3), (2933, 5.38e3), (8192, 11.7e3)]).is_empty()
+        );
         // Small against the gap between launches.
         assert!(spikes_at(&[(1, 1000.0), (2, 1000.0), (4, 1300.0), (8, 1000.0), (16, 1000.0)]).is_empty());
     }

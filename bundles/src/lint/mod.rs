@@ -68,16 +68,17 @@ struct Subject<'a> {
 pub fn lint(bundle: &Bundle, options: &LintOptions) -> Result<LintReport, BundleError> {
     let subject = Subject::read(bundle)?;
     let mut findings = Vec::new();
+    let models = coverage::models(&subject, options, &mut findings);
     for table in &subject.tables {
         times::check(&subject, table, &mut findings);
-        grid::check(table, &mut findings);
+        grid::check(table, &models, &mut findings);
         spread::check_table(table, &mut findings);
         quality::check(table, &mut findings);
     }
     spread::check_readings(&subject, &mut findings);
     identity::check(&subject, &mut findings);
     trained::check(&subject, &mut findings)?;
-    let coverage = coverage::check(&subject, options, &mut findings);
+    let coverage = coverage::check(&subject, &models, options, &mut findings);
     Ok(grade::report(&subject, findings, coverage))
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use plumbline_schema::Operator;
+
 use super::{
     Finding, Rule, Severity, Subject,
     table::{Table, share},
@@ -31,7 +33,7 @@ pub(super) fn check(subject: &Subject, findings: &mut Vec<Finding>) -> Result<()
             findings.push(finding.of(operator).at(&file));
         }
         match subject.tables.iter().find(|table| table.operator == operator) {
-            Some(table) => rests_on(table, predictor, &file, findings),
+            Some(table) => rests_on(subject, table, predictor, &file, findings),
             None if subject.tables.is_empty() => {} // Said once for the whole bundle.
             None => {
                 let hint = "put the samples back, or train again";
@@ -50,9 +52,14 @@ fn is_digest(text: &str) -> bool {
 }
 
 /// Shapes of a state with the range of their medians, ns.
-fn medians(table: &Table, state: CacheState) -> HashMap<Vec<u64>, (f64, f64)> {
+///
+/// Matrix products of all operators run the same kernels and may be trained as one, a shape being the mean over them.
+fn medians(subject: &Subject, operator: Operator, state: CacheState) -> HashMap<Vec<u64>, (f64, f64)> {
     let mut medians: HashMap<Vec<u64>, (f64, f64)> = HashMap::new();
-    for sample in table.samples.iter().filter(|sample| sample.cache == state) {
+    let is_pooled =
+        |table: &&Table| table.operator == operator || (operator.is_gemm() && table.operator.is_gemm());
+    let samples = subject.tables.iter().filter(is_pooled).flat_map(|table| &table.samples);
+    for sample in samples.filter(|sample| sample.cache == state) {
         let time = sample.stats.p50_ns;
         let (low, high) = medians.entry(sample.shape.values()).or_insert((time, time));
         (*low, *high) = (low.min(time), high.max(time));
@@ -63,11 +70,17 @@ fn medians(table: &Table, state: CacheState) -> HashMap<Vec<u64>, (f64, f64)> {
 /// Compares the shapes and times that a predictor says it was trained on with the bundle's samples.
 ///
 /// A digest could only tell that something differs; the times tell what, and from which cache state they are.
-fn rests_on(table: &Table, predictor: &OperatorPredictor, file: &str, findings: &mut Vec<Finding>) {
+fn rests_on(
+    subject: &Subject,
+    table: &Table,
+    predictor: &OperatorPredictor,
+    file: &str,
+    findings: &mut Vec<Finding>,
+) {
     let operator = table.operator;
     let own = CacheState::in_model(operator);
     let other = if own == CacheState::Cold { CacheState::Hot } else { CacheState::Cold };
-    let (of_own, of_other) = (medians(table, own), medians(table, other));
+    let (of_own, of_other) = (medians(subject, operator, own), medians(subject, operator, other));
     let holds = |medians: &HashMap<Vec<u64>, (f64, f64)>, shape: &[u64], time: f64| {
         medians
             .get(shape)
