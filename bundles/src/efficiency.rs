@@ -11,7 +11,7 @@ use plumbline_schema::{Operator, OperatorShape, StepBatch, model::BF16_BYTES};
 use serde::Serialize;
 
 use crate::{
-    bundle::{Bundle, HOST},
+    bundle::Bundle,
     error::BundleError,
     samples::{CacheState, Sample},
 };
@@ -65,7 +65,7 @@ impl Bound {
     }
 }
 
-/// The rates of one sample. Times are medians, with the gap between launches in them.
+/// The rates of one sample.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rate {
     /// The launch's numbers, in the order of the operator's shape columns.
@@ -179,18 +179,16 @@ impl Efficiency {
     pub fn of(bundle: &Bundle) -> Result<Self, BundleError> {
         let ceilings = Ceilings::of(bundle)?;
         let samples = bundle.samples()?;
-        let host = if bundle.manifest.files.contains_key(HOST) { Some(bundle.host()?) } else { None };
         let predictors =
             if bundle.predicted_operators().next().is_some() { Some(bundle.predictors()?) } else { None };
         let gpu = &bundle.manifest.gpu.name;
-        let gap_ns = host.map(|host| host.kernel_gap_ns.p50_ns);
         let peers = Peer::shipped(gpu)?;
         Ok(Self {
             gpu: gpu.clone(),
             ceilings,
             operators: judge(&samples, &ceilings),
             without_large: without_large(&samples, &ceilings),
-            peers: peers::compare(peers, &samples, predictors.as_ref(), gap_ns),
+            peers: peers::compare(peers, &samples, predictors.as_ref()),
         })
     }
 }

@@ -54,9 +54,8 @@ fn text(efficiency: &Efficiency) -> String {
 }
 
 const PEERS_LEGEND: &str = "\
-ours: median with the gap to the next launch; less gap: without a whole gap, a lower bound; theirs: the kernels' own
-durations, and the period from the end of the launch before where a graph ran. level: within 3 % or 0.3 us with the gap;
-within the gap: slower with it, not without it. warm: what the L2 cache held of theirs.";
+ours: median time of a launch in a graph; theirs: the kernels' own durations; level: within 3 % or 0.3 us; period: of
+theirs, from the end of the launch before, where a graph ran; warm: what the L2 cache held of theirs.";
 
 /// The shares of the ceilings alone, as `plumb profile` closes with.
 #[must_use]
@@ -164,17 +163,8 @@ fn sequences(chunks: &str, contexts: &str) -> String {
 }
 
 fn peers(rows: &[Comparison]) -> Table {
-    let mut table = Table::new(&[
-        "phase",
-        "operator",
-        ">ours",
-        ">less gap",
-        ">theirs",
-        ">period",
-        "verdict",
-        "ours is",
-        "theirs is",
-    ]);
+    let mut table =
+        Table::new(&["phase", "operator", ">ours", ">theirs", ">period", "verdict", "ours is", "theirs is"]);
     let time = |ns: f64| Nanos::from_f64(ns).to_string();
     let or_dash = |ns: Option<f64>| ns.map_or_else(|| "-".into(), time);
     for row in rows {
@@ -182,8 +172,7 @@ fn peers(rows: &[Comparison]) -> Table {
         table.row([
             row.peer.phase.clone(),
             operators(&row.peer),
-            or_dash(ours.map(|ours| ours.with_gap_ns)),
-            or_dash(ours.and_then(|ours| ours.without_gap_ns)),
+            or_dash(ours.map(|ours| ours.time_ns)),
             time(row.peer.median_ns),
             or_dash(row.peer.median_period_ns),
             verdict(row.verdict),
@@ -229,7 +218,6 @@ fn verdict(verdict: Verdict) -> String {
     match verdict {
         Verdict::Faster { percent } => format!("faster by {percent:.0} %"),
         Verdict::Level => "level".into(),
-        Verdict::WithinGap { percent } => format!("within the gap (+{percent:.0} %)"),
         Verdict::Slower { percent } => format!("slower by {percent:.0} %"),
         Verdict::NotMeasured => "not measured".into(),
     }

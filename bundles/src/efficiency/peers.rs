@@ -101,21 +101,16 @@ pub struct Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Verdict {
-    /// Faster even with its launch gap counted and the engine's not.
+    /// Faster by more than is level.
     Faster {
         /// By this much of the engine's time, percent.
         percent: f64,
     },
-    /// Within 3 % or 0.3 us with the gap counted.
+    /// Within 3 % or 0.3 us.
     Level,
-    /// Slower with the gap, not without it: a launch's own duration lies between.
-    WithinGap {
-        /// With the gap, by this much of the engine's time, percent.
-        percent: f64,
-    },
-    /// Slower even without the gap.
+    /// Slower by more than is level.
     Slower {
-        /// With the gap, by this much of the engine's time, percent.
+        /// By this much of the engine's time, percent.
         percent: f64,
     },
     /// No time of ours at that shape.
@@ -125,11 +120,8 @@ pub enum Verdict {
 /// Our time for an engine's launch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ours {
-    /// Sum of the parts' medians, gaps included, ns.
-    pub with_gap_ns: f64,
-    /// The same less a whole gap for each part, ns: a lower bound, since a gap as it is measured holds an empty
-    /// kernel. `None` when the gap is not known.
-    pub without_gap_ns: Option<f64>,
+    /// Sum of the parts' medians, ns.
+    pub time_ns: f64,
     /// The weakest evidence among the parts.
     pub provenance: Provenance,
     /// The cache states of the parts, joined by `+`; empty for what was predicted.
@@ -287,63 +279,48 @@ impl Row<'_> {
 
 /// Compares measured, or else predicted, times with an engine's, row by row.
 ///
-/// `gap_ns` is the measured gap between launches; without it a time cannot be called slower beyond its gap.
+/// A time per launch in a graph is what CUPTI says of the kernel itself, so nothing is taken off for launching.
 #[must_use]
-pub fn compare(
-    peers: Vec<Peer>,
-    samples: &[Sample],
-    predictors: Option<&Predictors>,
-    gap_ns: Option<f64>,
-) -> Vec<Comparison> {
+pub fn compare(peers: Vec<Peer>, samples: &[Sample], predictors: Option<&Predictors>) -> Vec<Comparison> {
     let row = |peer: Peer| {
-        let ours = ours(&peer, samples, predictors, gap_ns);
-        let verdict = ours.as_ref().map_or(Verdict::NotMeasured, |ours| judge(ours, peer.median_ns));
+        let ours = ours(&peer, samples, predictors);
+        let verdict = ours.as_ref().map_or(Verdict::NotMeasured, |ours| judge(ours.time_ns, peer.median_ns));
         Comparison { peer, ours, verdict }
     };
     peers.into_iter().map(row).collect()
 }
 
-/// A launch's duration lies between its time with and without the gap, so both are asked.
-fn judge(ours: &Ours, theirs_ns: f64) -> Verdict {
+fn judge(ours_ns: f64, theirs_ns: f64) -> Verdict {
     let margin = LEVEL_NS.max(LEVEL_RATIO * theirs_ns);
-    let over_ns = ours.with_gap_ns - theirs_ns;
+    let over_ns = ours_ns - theirs_ns;
     let percent = 100.0 * over_ns / theirs_ns;
-    if over_ns < -margin {
-        Verdict::Faster { percent: -percent }
-    } else if over_ns <= margin {
+    if over_ns.abs() <= margin {
         Verdict::Level
-    } else if ours.without_gap_ns.is_none_or(|time| time - theirs_ns <= margin) {
-        Verdict::WithinGap { percent }
+    } else if over_ns < 0.0 {
+        Verdict::Faster { percent: -percent }
     } else {
         Verdict::Slower { percent }
     }
 }
 
 /// The sum over the parts; `None` when one is neither measured nor predicted.
-fn ours(
-    peer: &Peer,
-    samples: &[Sample],
-    predictors: Option<&Predictors>,
-    gap_ns: Option<f64>,
-) -> Option<Ours> {
+fn ours(peer: &Peer, samples: &[Sample], predictors: Option<&Predictors>) -> Option<Ours> {
     let parts = peer.parts.iter().map(|part| {
         let sample = nearest(peer, part, samples);
-        sample.map(measured).or_else(|| predicted(part, predictors?)).map(|ours| (part, ours))
+        sample.map(measured).or_else(|| predicted(part, predictors?))
     });
-    let parts: Vec<_> = parts.collect::<Option<_>>()?;
-    let with_gap_ns = parts.iter().map(|(_, ours)| ours.with_gap_ns).sum();
+    let parts: Vec<Ours> = parts.collect::<Option<_>>()?;
     let join = |pick: fn(&Ours) -> &str, by: &str| {
-        let mut texts: Vec<_> = parts.iter().map(|(_, ours)| pick(ours)).filter(|t| !t.is_empty()).collect();
+        let mut texts: Vec<_> = parts.iter().map(pick).filter(|t| !t.is_empty()).collect();
         texts.dedup();
         texts.join(by)
     };
     Some(Ours {
-        with_gap_ns,
-        without_gap_ns: gap_ns.map(|gap| (with_gap_ns - gap * parts.len() as f64).max(0.0)),
-        provenance: parts.iter().map(|(_, ours)| ours.provenance).max()?,
+        time_ns: parts.iter().map(|ours| ours.time_ns).sum(),
+        provenance: parts.iter().map(|ours| ours.provenance).max()?,
         cache: join(|ours| &ours.cache, "+"),
         flags: join(|ours| &ours.flags, "|"),
-        sm_clock_mhz: parts.iter().filter_map(|(_, ours)| ours.sm_clock_mhz).min(),
+        sm_clock_mhz: parts.iter().filter_map(|ours| ours.sm_clock_mhz).min(),
     })
 }
 
@@ -366,8 +343,7 @@ fn nearest<'a>(peer: &Peer, part: &Part, samples: &'a [Sample]) -> Option<&'a Sa
 
 fn measured(sample: &Sample) -> Ours {
     Ours {
-        with_gap_ns: sample.stats.p50_ns,
-        without_gap_ns: None,
+        time_ns: sample.stats.p50_ns,
         provenance: Provenance::Measured,
         cache: sample.cache.name().to_owned(),
         flags: sample.flags.clone(),
@@ -378,8 +354,7 @@ fn measured(sample: &Sample) -> Ours {
 fn predicted(part: &Part, predictors: &Predictors) -> Option<Ours> {
     let prediction = predictors.predict(part.operator, &part.shape, OutOfDomain::Refuse).ok()?;
     Some(Ours {
-        with_gap_ns: prediction.time_ns,
-        without_gap_ns: None,
+        time_ns: prediction.time_ns,
         provenance: prediction.provenance,
         cache: String::new(),
         flags: String::new(),

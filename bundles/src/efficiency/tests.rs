@@ -175,17 +175,17 @@ fn peer(operators: &str, shapes: &str, median_ns: f64) -> Vec<Peer> {
 }
 
 #[test]
-fn verdicts_follow_the_time_with_and_without_the_gap() {
-    let verdict = |time_ns: f64, gap_ns: Option<f64>| {
+fn verdicts_compare_times_beyond_what_is_level() {
+    let verdict = |time_ns: f64, theirs_ns: f64| {
         let samples = [sample(Operator::RmsNorm, norm(64), CacheState::Hot, time_ns)];
-        compare(peer("rms_norm", "64x4096", 20_000.0), &samples, None, gap_ns)[0].verdict
+        compare(peer("rms_norm", "64x4096", theirs_ns), &samples, None)[0].verdict
     };
-    assert_eq!(verdict(10_000.0, Some(900.0)), Verdict::Faster { percent: 50.0 });
-    assert_eq!(verdict(20_500.0, Some(900.0)), Verdict::Level, "2.5 %");
-    assert_eq!(verdict(21_000.0, Some(900.0)), Verdict::WithinGap { percent: 5.0 });
-    assert_eq!(verdict(22_000.0, Some(900.0)), Verdict::Slower { percent: 10.0 });
-    assert_eq!(verdict(22_000.0, None), Verdict::WithinGap { percent: 10.0 }, "the gap is not known");
-    assert_eq!(compare(peer("rms_norm", "64x4096", 9.0), &[], None, None)[0].verdict, Verdict::NotMeasured);
+    assert_eq!(verdict(10_000.0, 20_000.0), Verdict::Faster { percent: 50.0 });
+    assert_eq!(verdict(20_500.0, 20_000.0), Verdict::Level, "2.5 %");
+    assert_eq!(verdict(22_000.0, 20_000.0), Verdict::Slower { percent: 10.0 });
+    assert_eq!(verdict(1_250.0, 1_000.0), Verdict::Level, "25 %, but 0.25 us");
+    assert_eq!(verdict(1_500.0, 1_000.0), Verdict::Slower { percent: 50.0 });
+    assert_eq!(compare(peer("rms_norm", "64x4096", 9.0), &[], None)[0].verdict, Verdict::NotMeasured);
 }
 
 #[test]
@@ -197,11 +197,11 @@ fn fused_operators_are_summed_and_the_state_of_a_model_is_preferred() {
         sample(Operator::Rope, rope, CacheState::Cold, 9000.0),
         sample(Operator::Rope, rope, CacheState::Hot, 1500.0),
     ];
-    let rows = compare(peer("qk_norm+rope", "8x16x8x128+8x16x8x128", 3000.0), &samples, None, Some(900.0));
+    let rows = compare(peer("qk_norm+rope", "8x16x8x128+8x16x8x128", 3000.0), &samples, None);
     let ours = rows[0].ours.as_ref().unwrap();
-    assert_eq!((ours.with_gap_ns, ours.without_gap_ns), (3500.0, Some(1700.0)));
+    assert_eq!((ours.time_ns, rows[0].verdict), (3500.0, Verdict::Slower { percent: 100.0 / 6.0 }));
     assert_eq!((ours.cache.as_str(), ours.provenance), ("cold+hot", Provenance::Measured));
     // One of the two alone is no comparison.
-    let rows = compare(peer("qk_norm+rope", "8x16x8x128+8x16x8x128", 3000.0), &samples[..1], None, None);
+    let rows = compare(peer("qk_norm+rope", "8x16x8x128+8x16x8x128", 3000.0), &samples[..1], None);
     assert_eq!((&rows[0].ours, rows[0].verdict), (&None, Verdict::NotMeasured));
 }
