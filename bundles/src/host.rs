@@ -295,7 +295,7 @@ impl HostCosts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn some(ns: f64) -> TimeStats {
@@ -306,7 +306,8 @@ mod tests {
         CopyTimes { call_ns: some(ns), done_ns: some(3.0 * ns) }
     }
 
-    fn full() -> HostCosts {
+    /// Costs with every part.
+    pub(crate) fn full() -> HostCosts {
         HostCosts {
             cpu_model: "made-up".into(),
             num_cores: 4,

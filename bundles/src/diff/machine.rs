@@ -106,7 +106,13 @@ impl Machine {
     fn add_host(&mut self, host: &HostCosts) {
         self.text("cpu_model", &host.cpu_model);
         self.text("num_cores", &host.num_cores);
+        if let Some(governor) = &host.cpu.governor {
+            self.text("cpu_governor", governor);
+        }
+        self.number("load_before", host.cpu.load_before);
+        self.number("load_after", host.cpu.load_after);
         self.number("single_thread_score", Some(host.single_thread_score));
+        self.number("single_thread_score_max_over_min", host.score.map(|score| score.max / score.min));
         self.number("kernel_launch_ns", Some(host.kernel_launch_ns.p50_ns));
         self.number("kernel_gap_ns", Some(host.kernel_gap_ns.p50_ns));
         for graph in &host.graph_launch {
@@ -114,6 +120,14 @@ impl Machine {
             self.number(name, Some(graph.launch_ns.p50_ns));
         }
         self.number("synchronize_ns", Some(host.synchronize_ns.p50_ns));
+        self.number("event_record_ns", host.events.map(|events| events.record_ns.p50_ns));
+        self.number("event_query_ns", host.events.map(|events| events.query_ns.p50_ns));
+        self.number("event_synchronize_ns", host.events.map(|events| events.synchronize_ns.p50_ns));
+        for cost in &host.after_idle {
+            let after = format!("after_{}_ms_idle", cost.idle_ns / 1_000_000);
+            self.number(format!("launch_and_wait_{after}_ns"), Some(cost.launch_and_wait_ns.p50_ns));
+            self.number(format!("compute_{after}_ns"), Some(cost.compute_ns.p50_ns));
+        }
     }
 
     fn fact(&self, name: &str) -> Option<&Fact> {
@@ -199,6 +213,37 @@ pub fn attributions(a: &Side, b: &Side, differences: &[Difference]) -> Vec<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::tests::full;
+
+    fn of_host(host: &HostCosts) -> Side {
+        let mut machine = Machine::default();
+        machine.add_host(host);
+        Side { name: String::new(), points: Vec::new(), machine: Some(machine) }
+    }
+
+    #[test]
+    fn a_busy_host_with_other_costs_is_told() {
+        let calm = full();
+        let mut busy = full();
+        busy.cpu.governor = Some("powersave".into());
+        busy.cpu.load_after = Some(3.0);
+        if let Some(score) = &mut busy.score {
+            score.max *= 1.5;
+        }
+        if let Some(events) = &mut busy.events {
+            events.query_ns.p50_ns *= 2.0;
+        }
+        busy.after_idle[0].compute_ns.p50_ns *= 2.0;
+        let found = differences(&of_host(&calm), &of_host(&busy));
+        let found: Vec<_> = found.iter().map(|d| (d.fact.as_str(), d.ratio)).collect();
+        let expected = [
+            ("cpu_governor", None),
+            ("single_thread_score_max_over_min", Some(1.5)),
+            ("event_query_ns", Some(2.0)),
+            ("compute_after_1_ms_idle_ns", Some(2.0)),
+        ];
+        assert_eq!(found, expected, "the load of one side alone cannot be compared");
+    }
 
     #[test]
     fn numbers_are_told_apart_beyond_one_percent() {
