@@ -151,11 +151,25 @@ pub fn compile(
     definitions: &[&str],
     architecture: u32,
 ) -> Result<Compiled, ProfileError> {
+    compile_to_run_on(source, definitions, architecture, architecture)
+}
+
+/// As [`compile`], to run on a GPU whose compute capability may be another: that gets PTX, which its driver compiles.
+///
+/// # Errors
+/// The compiler's log.
+pub fn compile_to_run_on(
+    source: &KernelSource,
+    definitions: &[&str],
+    architecture: u32,
+    gpu: u32,
+) -> Result<Compiled, ProfileError> {
     let known = supported_architectures()?;
-    let (is_native, target) = match known.iter().filter(|&&arch| arch <= architecture).max() {
+    let (is_known, target) = match known.iter().filter(|&&arch| arch <= architecture).max() {
         Some(&best) => (best == architecture, best),
         None => (true, architecture),
     };
+    let is_native = is_known && architecture == gpu;
     let kind = if is_native { "sm" } else { "compute" };
     // Instructions of one architecture alone have a target of their own.
     let suffix = if source.only_for.is_some() { "a" } else { "" };

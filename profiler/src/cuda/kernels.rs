@@ -5,7 +5,7 @@ use std::{collections::HashMap, ffi::CString, sync::Arc};
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::{
-    compile::{KernelSource, compile},
+    compile::{KernelSource, compile_to_run_on},
     driver::{CudaError, CudaResult, Named},
 };
 
@@ -13,6 +13,7 @@ use super::{
 pub struct Kernels {
     context: Arc<CudaContext>,
     architecture: u32,
+    gpu: u32,
     loaded: HashMap<(&'static str, String), Kernel>,
 }
 
@@ -22,8 +23,11 @@ struct Kernel {
 }
 
 impl Kernels {
-    pub fn new(context: &Arc<CudaContext>, architecture: u32) -> Self {
-        Self { context: context.clone(), architecture, loaded: HashMap::new() }
+    /// Kernels for a compute capability (times ten), which is the GPU's or an older one.
+    pub fn new(context: &Arc<CudaContext>, architecture: u32) -> CudaResult<Self> {
+        let (major, minor) = context.compute_capability().named("cuDeviceGetAttribute")?;
+        let gpu = (10 * major + minor).max(0) as u32;
+        Ok(Self { context: context.clone(), architecture, gpu, loaded: HashMap::new() })
     }
 
     /// The kernel with these macro definitions, allowed `shared_bytes` of dynamic shared memory.
@@ -39,7 +43,7 @@ impl Kernels {
         }
         let source = KernelSource::by_name(name)
             .ok_or_else(|| CudaError::Unsupported(format!("there is no kernel `{name}`")))?;
-        let image = compile(source, definitions, self.architecture)?.image;
+        let image = compile_to_run_on(source, definitions, self.architecture, self.gpu)?.image;
         let entry = CString::new(name)
             .map_err(|error| CudaError::Call { call: "cuModuleGetFunction", reason: error.to_string() })?;
         // SAFETY: the image comes from the compiler and outlives the call; the module lives in the map.

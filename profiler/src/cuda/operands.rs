@@ -71,7 +71,7 @@ impl Gpu {
         let mut gpu = Self {
             context: context.clone(),
             stream,
-            kernels: Kernels::new(context, chip.compute_capability),
+            kernels: Kernels::new(context, chip.compute_capability)?,
             pool: Pool::new(context, free as u64)?,
             library,
             chip,
