@@ -4,7 +4,7 @@ use clap::Subcommand;
 use plumbline_bundles::{Bundle, HostCosts, Inspection, TimeStats, VerifyReport, inspect::OperatorSummary};
 use plumbline_schema::Nanos;
 
-use super::{bundle_diff, bundle_efficiency};
+use super::{bundle_diff, bundle_efficiency, bundle_lint};
 use crate::{
     data,
     exit::Exit,
@@ -23,6 +23,7 @@ pub struct Args {
 enum Verb {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
+    Lint(bundle_lint::Args),
     Diff(bundle_diff::DiffArgs),
     Stats(bundle_diff::StatsArgs),
     Efficiency(bundle_efficiency::Args),
@@ -50,6 +51,7 @@ struct VerifyArgs {
 /// When the bundle cannot be opened, or is not sound.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     match &args.verb {
+        Verb::Lint(args) => bundle_lint::run(args, output),
         Verb::Diff(args) => bundle_diff::run_diff(args, output),
         Verb::Stats(args) => bundle_diff::run_stats(args, output),
         Verb::Efficiency(args) => bundle_efficiency::run(args, output),

@@ -3,6 +3,7 @@
 mod bundle;
 mod bundle_diff;
 mod bundle_efficiency;
+mod bundle_lint;
 mod calibrate;
 mod compare;
 mod host;

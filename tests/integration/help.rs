@@ -21,6 +21,7 @@ fn help_texts_are_as_reviewed() {
     for verb in [
         ["bundle", "inspect"],
         ["bundle", "verify"],
+        ["bundle", "lint"],
         ["bundle", "diff"],
         ["bundle", "stats"],
         ["bundle", "efficiency"],
