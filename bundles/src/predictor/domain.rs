@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     PredictError,
-    layout::{describe_nearest, is_near, layout, surround},
+    layout::{MIN_LAYOUTS, describe_nearest, is_near, layout},
 };
 use crate::features::batch_columns;
 
@@ -158,11 +158,13 @@ impl Domain {
         if (below && above) || (!is_along && (below || above)) {
             return Place::MeasuredLayout;
         }
-        let all = self.layouts().map(|rows| {
-            let is_near = is_near(operator, layout(operator, self.shape(rows.start)), wanted);
-            (layout(operator, self.shape(rows.start)), is_near && self.covers(operator, rows, values))
-        });
-        if surround(all, wanted) { Place::SurroundedLayout } else { Place::Outside }
+        // What is in the box of all shapes is in that of all layouts, so this is `layouts_surround`.
+        let says_something = |rows: std::ops::Range<usize>| {
+            is_near(operator, layout(operator, self.shape(rows.start)), wanted)
+                && self.covers(operator, rows, values)
+        };
+        let is_surrounded = self.layout_starts.len() >= MIN_LAYOUTS && self.layouts().any(says_something);
+        if is_surrounded { Place::SurroundedLayout } else { Place::Outside }
     }
 
     /// Whether a shape would be answered from what was measured around it, its own layout or its neighbours.

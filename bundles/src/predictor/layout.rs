@@ -30,16 +30,11 @@ pub fn layouts_surround<'a>(
     measured: impl IntoIterator<Item = &'a [u64]>,
     wanted: &[u64],
 ) -> bool {
-    surround(measured.into_iter().map(|other| (other, is_near(operator, other, wanted))), wanted)
-}
-
-/// [`layouts_surround`] with the near ones known.
-pub(super) fn surround<'a>(measured: impl Iterator<Item = (&'a [u64], bool)>, wanted: &[u64]) -> bool {
     let (mut least, mut most) = ([u64::MAX; MAX_SHAPE_COLUMNS], [0; MAX_SHAPE_COLUMNS]);
     let (mut num_layouts, mut has_near) = (0, false);
-    for (other, is_near) in measured {
+    for other in measured {
         num_layouts += 1;
-        has_near |= is_near;
+        has_near |= is_near(operator, other, wanted);
         for (c, &value) in other.iter().enumerate() {
             least[c] = least[c].min(value);
             most[c] = most[c].max(value);
@@ -51,12 +46,21 @@ pub(super) fn surround<'a>(measured: impl Iterator<Item = (&'a [u64], bool)>, wa
 
 /// Whether a layout is within [`NEAR_FACTOR`] of another in each number, and of the same `head_dim`.
 pub(super) fn is_near(operator: Operator, other: &[u64], wanted: &[u64]) -> bool {
-    let names = &operator.shape_columns()[layout_columns(operator)];
-    let is_near = |(name, (&a, &b)): (&&str, (&u64, &u64))| {
-        let factor = if *name == "head_dim" { 1 } else { NEAR_FACTOR };
+    let head_dim = head_dim_place(operator);
+    let is_near = |(c, (&a, &b)): (usize, (&u64, &u64))| {
+        let factor = if Some(c) == head_dim { 1 } else { NEAR_FACTOR };
         a <= b.saturating_mul(factor) && b <= a.saturating_mul(factor)
     };
-    names.iter().zip(other.iter().zip(wanted)).all(is_near)
+    other.iter().zip(wanted).enumerate().all(is_near)
+}
+
+/// Place of `head_dim` in a layout; asked for each layout of a bundle, so not found by its name.
+const fn head_dim_place(operator: Operator) -> Option<usize> {
+    match operator {
+        Operator::QkNorm | Operator::Rope | Operator::Attention => Some(2),
+        Operator::KvCacheWrite => Some(1),
+        _ => None,
+    }
 }
 
 /// The numbers of a shape that the model decides.
@@ -88,4 +92,21 @@ pub(super) fn describe_nearest<'a>(
         named.push(format!("{num_more} more, farther away"));
     }
     (describe(wanted), named.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_the_columns_beside_the_batch() {
+        for operator in Operator::ALL {
+            let columns = operator.shape_columns();
+            let (layout, batch) = (layout_columns(operator), batch_columns(operator));
+            assert_eq!(layout.len() + batch.len(), columns.len(), "{operator}");
+            assert!(layout.clone().all(|column| !batch.contains(&column)), "{operator}");
+            let place = columns[layout].iter().position(|&name| name == "head_dim");
+            assert_eq!(head_dim_place(operator), place, "{operator}");
+        }
+    }
 }
