@@ -9,6 +9,7 @@ mod host;
 mod lint;
 mod mutation;
 mod pipeline;
+mod recipe;
 mod repeatability;
 mod shipped;
 mod support;
