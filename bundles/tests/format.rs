@@ -5,7 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{engine, host, manifest, sample, samples, write_bundle};
-use plumbline_bundles::{Bundle, BundleError, BundleWriter, Sample, bundle, samples as csv};
+use plumbline_bundles::{Bundle, BundleError, BundleWriter, FormatVersion, Sample, bundle, samples as csv};
 use plumbline_schema::{HostInfo, InputError, Operator, OperatorShape, StepBatch};
 use proptest::prelude::*;
 
@@ -196,21 +196,27 @@ fn other_versions_say_which_side_to_upgrade_whatever_else_they_hold() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("b");
     write_bundle(&path);
-    let version = "\"major\": 1,\n    \"minor\": 0";
-    for (major, minor, action) in
-        [(0, 9, "make the bundle anew"), (1, 1, "upgrade plumb"), (2, 0, "upgrade plumb")]
-    {
-        let to = format!("\"major\": {major},\n    \"minor\": {minor}");
-        let error = open_with(&path, version, &to).unwrap_err();
+    let FormatVersion { major, minor } = FormatVersion::CURRENT;
+    let text_of = |major: u32, minor: u32| format!("\"major\": {major},\n    \"minor\": {minor}");
+    let (version, current) = (text_of(major, minor), format!("{major}.{minor}"));
+    for (major, minor, action) in [
+        (major - 1, 9, "make the bundle anew"),
+        (major, minor + 1, "upgrade plumb"),
+        (major + 1, 0, "upgrade plumb"),
+    ] {
+        let error = open_with(&path, &version, &text_of(major, minor)).unwrap_err();
         assert!(matches!(error, BundleError::Version { .. }), "{error}");
         let text = error.to_string();
         assert!(
-            text.ends_with(&format!("expected bundle format 1.0, found {major}.{minor}: {action}")),
+            text.ends_with(&format!("expected bundle format {current}, found {major}.{minor}: {action}")),
             "{text}"
         );
     }
-    let newer = format!("{}\n  }},\n  \"news\": {{\n    \"x\": 1", version.replace('0', "7"));
-    let error = open_with(&path, version, &newer).unwrap_err();
+    for minor in 0..minor {
+        open_with(&path, &version, &text_of(major, minor)).expect("an older minor version");
+    }
+    let newer = format!("{}\n  }},\n  \"news\": {{\n    \"x\": 1", text_of(major, minor + 6));
+    let error = open_with(&path, &version, &newer).unwrap_err();
     assert!(matches!(error, BundleError::Version { .. }), "{error}");
     let error = open_with(&path, "\"models\"", "\"news\": 1, \"models\"").unwrap_err().to_string();
     assert!(error.contains("unknown field `news`"), "{error}");
