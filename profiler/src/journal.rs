@@ -125,7 +125,9 @@ impl Journal {
             InputError::invalid(path, Location::Line(line), what, error.to_string())
         };
         let Some((first, line)) = lines.next() else {
-            return Err(InputError::invalid(path, Location::File, "a journal's first line", "none").into());
+            let expected =
+                "a journal's first line; a run that ended so early left nothing: delete the journal";
+            return Err(InputError::invalid(path, Location::File, expected, "none").into());
         };
         let found: Header =
             serde_json::from_slice(first).map_err(|e| parse_error(line, "the head of a journal", e))?;
@@ -241,6 +243,9 @@ mod tests {
         assert!(text.to_string().contains("plan `cd`"), "{text}");
         let none = Journal::resume(&folder.path().join("y"), &header()).unwrap_err().to_string();
         assert!(none.contains("without `--resume`"), "{none}");
+        std::fs::write(&path, "{\"journal_v").unwrap();
+        let torn = Journal::resume(&path, &header()).unwrap_err().to_string();
+        assert!(torn.contains("delete the journal"), "{torn}");
     }
 
     #[test]

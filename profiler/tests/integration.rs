@@ -192,7 +192,10 @@ fn doubtful_points_are_measured_again_and_then_marked() {
             Operator::SiluMul => (3, "bimodal"),
             _ => (1, ""),
         };
-        assert_eq!((sample.num_attempts, sample.flags.as_str()), (attempts, flag), "{sample:?}");
+        assert_eq!(sample.num_attempts, attempts, "{sample:?}");
+        // Two groups are noise as well.
+        let doubts = sample.flags.split('|').filter(|flag| *flag != "noisy");
+        assert!(doubts.eq(flag.split('|')), "{sample:?}");
         num_again += usize::from(attempts > 1);
     }
     assert_eq!(outcome.num_measured_again, num_again);
