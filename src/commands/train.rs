@@ -1,6 +1,6 @@
 //! `plumb train`: samples to predictors.
 
-use plumbline_bundles::{Bundle, bundle::predictor_name};
+use plumbline_bundles::{Bundle, bundle::predictor_name, predictor::ErrorSummary};
 use plumbline_schema::Nanos;
 use plumbline_trainer::{TrainOptions, TrainReport, train};
 use serde::Serialize;
@@ -72,10 +72,14 @@ fn text(report: &TrainReport) -> String {
         ">max",
         ">blocked p50",
         ">blocked p90",
+        ">layouts p50",
+        ">layouts p90",
         ">roofline p50",
     ]);
     for operator in &report.operators {
         let error = &operator.error;
+        let layouts =
+            |pick: fn(&ErrorSummary) -> f64| error.layouts.as_ref().map_or("-".into(), |e| percent(pick(e)));
         table.row([
             operator.operator.to_string(),
             operator.num_shapes.to_string(),
@@ -86,11 +90,14 @@ fn text(report: &TrainReport) -> String {
             percent(error.shuffled.max),
             percent(error.blocked.p50),
             percent(error.blocked.p90),
+            layouts(|e| e.p50),
+            layouts(|e| e.p90),
             percent(operator.roofline_error.p50),
         ]);
     }
     format!(
         "Absolute error on held-out shapes, {}. Blocked: predicted across a gap or beyond an edge.\n\
+         Layouts: those of a model that was not measured, where others surround them; - where too few were measured.\n\
          Roofline: the data sheet plus the overhead, for comparison.\n\n{table}",
         report.gpu
     )
