@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use plumbline_bundles::CurvePoint;
+use plumbline_bundles::{CurvePoint, Efficiency};
 use plumbline_profiler::{
     CudaDevice, Device, FakeDevice, ProfileOptions, ProfileOutcome, Progress, Stage, profile,
 };
@@ -10,6 +10,7 @@ use plumbline_schema::ModelSpec;
 use serde::Serialize;
 
 use crate::{
+    commands::bundle_efficiency::shares,
     exit::Exit,
     failure::Failure,
     output::{Bar, Output, Table, Text, percent},
@@ -99,6 +100,8 @@ struct Report {
     num_below_floor: usize,
     wall_s: f64,
     curve: Vec<CurvePoint>,
+    /// `None` when no ceiling or no point was measured.
+    efficiency: Option<Efficiency>,
     incomplete: Vec<String>,
 }
 
@@ -158,6 +161,7 @@ fn report(outcome: &ProfileOutcome) -> Report {
         num_below_floor: outcome.num_below_floor,
         wall_s: outcome.wall.as_secs_f64(),
         curve: outcome.curve.clone(),
+        efficiency: Efficiency::of(&outcome.bundle).ok(),
         incomplete: manifest.incomplete.clone(),
     }
 }
@@ -195,6 +199,9 @@ fn text(report: &Report) -> String {
         }
         text.line("error of the predictors at held-out points, while measuring:");
         text.line(table);
+    }
+    if let Some(efficiency) = &report.efficiency {
+        text.line(shares(efficiency));
     }
     text.finish()
 }

@@ -46,6 +46,11 @@ fn shares_are_those_of_the_fake_devices_law() {
     for class in ["prefill", "decode", "elementwise", "gemm"] {
         assert!(classes.contains(&class), "no large {class}: {classes:?}");
     }
+    assert_eq!(
+        fixture().profiled["efficiency"]["operators"],
+        found["operators"],
+        "as `plumb profile` closes"
+    );
     let text = stdout_of(["bundle", "efficiency", arg(&fixture().bundle())]);
     assert!(text.contains("1.700 TB/s") && text.contains("375 TFLOP/s"), "{text}");
     assert!(!text.contains("Against"), "{text}");

@@ -18,6 +18,8 @@ use crate::support::{DEPLOYMENT, WORKLOAD, arg, stdout_of, write};
 /// Files that make a simulation.
 pub struct Fixture {
     folder: TempDir,
+    /// What `plumb profile --json` printed.
+    pub profiled: serde_json::Value,
     /// What `plumb train --json` printed.
     pub training: serde_json::Value,
 }
@@ -32,7 +34,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     write(&folder.path().join("workload.csv"), WORKLOAD);
     write(&folder.path().join("deployment.json"), DEPLOYMENT);
     engine_profile().write(&folder.path().join("engine.json")).expect("engine profile");
-    Fixture { folder, training }
+    Fixture { folder, profiled, training }
 });
 
 /// The shared files; copy what is to be changed.
