@@ -5,8 +5,8 @@
 //!
 //! - Compute: `flops / (peak * 0.75)`. A GEMM runs in waves of 128 x 128 tiles on all multiprocessors; its compute
 //!   time grows by `(waves * num_sms / tiles)^0.3`, the mild form of wave quantisation.
-//! - Memory: `bytes / (bandwidth * 0.85)`, and 0.4 times that for operands that stay in the L2 cache (hot, and at
-//!   most half its size).
+//! - Memory: `bytes / (bandwidth * 0.85)`, and 0.4 times that for what stays in the L2 cache: hot operands of up to a
+//!   quarter of its size, and of larger ones a share that falls to none at its whole size.
 //! - Attention: prefills and decodes follow one another, each the larger of its compute and memory time; decodes
 //!   take at least what the longest one needs on its own, [`DECODE_NS_PER_KEY`] a key.
 //!
@@ -243,9 +243,14 @@ impl FakeDevice {
     }
 
     fn memory_ns(&self, bytes: f64, cache: CacheState) -> f64 {
-        let is_resident = cache == CacheState::Hot && bytes <= self.spec.l2_bytes.0 as f64 / 2.0;
-        let factor = if is_resident { HOT_FACTOR } else { 1.0 };
+        let factor = 1.0 - self.resident_share(bytes, cache) * (1.0 - HOT_FACTOR);
         bytes / (self.spec.hbm_bandwidth_bytes_per_s * MEMORY_EFFICIENCY) * 1e9 * factor
+    }
+
+    /// Share of a launch's operands that is found in the L2 cache. Without a jump, which no plan could find the place of.
+    fn resident_share(&self, bytes: f64, cache: CacheState) -> f64 {
+        let room = (self.spec.l2_bytes.0 as f64 / bytes).log(4.0);
+        if cache == CacheState::Hot { room.clamp(0.0, 1.0) } else { 0.0 }
     }
 
     fn operator_error(point: &Point, reason: &str, fatal: bool) -> ProfileError {
