@@ -11,5 +11,6 @@ mod mutation;
 mod pipeline;
 mod recipe;
 mod repeatability;
+mod resume;
 mod shipped;
 mod support;
