@@ -21,9 +21,11 @@ use peers::{Comparison, Peer};
 const LARGE_L2_MULTIPLE: u64 = 2;
 /// Decodes are judged from this many bytes of keys and values.
 const LARGE_KV_BYTES: u64 = 1_000_000_000;
-/// Prefills are judged at steps or contexts of this many tokens.
-const LARGE_PREFILL_TOKENS: std::ops::RangeInclusive<u64> = 8_192..=16_384;
-/// A matrix product, and a prefill judged by its contexts, has at least this many tokens.
+/// Prefills are judged where each of their prompts attends over so many tokens, context and chunk together,
+const LARGE_PREFILL_TOKENS: std::ops::RangeInclusive<u32> = 8_192..=16_384;
+/// and takes at least so long at the matmul ceiling, ns: fewer heads do not fill a large GPU.
+const LARGE_PREFILL_NS: f64 = 100_000.0;
+/// A matrix product, and each chunk of a prefill, has at least this many tokens.
 const LARGE_STEP_TOKENS: u64 = 2_048;
 /// Prefills are judged at this width of a head.
 const PREFILL_HEAD_DIM: u32 = 128;
@@ -95,8 +97,8 @@ pub struct Rate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Causal prefill of 128-wide heads, with 8,192 to 16,384 tokens in the step, or contexts of that length and at
-    /// least 2,048 tokens in the step.
+    /// Causal prefill of 128-wide heads that takes at least 100 us at the ceiling, every chunk with at least 2,048 tokens
+    /// and, with its context, 8,192 to 16,384.
     Prefill,
     /// Decodes over at least 1 GB of keys and values.
     Decode,
@@ -264,7 +266,11 @@ impl Ceilings {
                     return (kv_bytes >= LARGE_KV_BYTES).then_some(Class::Decode);
                 }
                 let is_judged = heads.head_dim == PREFILL_HEAD_DIM && load.num_decode_seqs == 0;
-                let is_large = is_judged && self.rate(sample).bound == Bound::Matmul && is_long(sample);
+                let at_ceiling_ns = sample.shape.flops().0 as f64 / self.matmul_flops_per_s * 1e9;
+                let is_large = is_judged
+                    && self.rate(sample).bound == Bound::Matmul
+                    && at_ceiling_ns >= LARGE_PREFILL_NS
+                    && is_long(sample);
                 is_large.then_some(Class::Prefill)
             }
             OperatorShape::Gemm { m, .. } => (u64::from(m) >= LARGE_STEP_TOKENS).then_some(Class::Gemm),
@@ -274,13 +280,13 @@ impl Ceilings {
     }
 }
 
-/// Whether a prefill has thousands of tokens, or thousands of tokens of context.
+/// Whether every chunk of a prefill has thousands of tokens and attends over still more.
 fn is_long(sample: &Sample) -> bool {
     let Some(batch) = &sample.batch else { return false };
-    let num_tokens: u64 = batch.prefill_chunks.iter().map(|chunk| u64::from(chunk.num_tokens)).sum();
-    let context = batch.prefill_chunks.iter().map(|chunk| chunk.context_len).max().unwrap_or(0);
-    LARGE_PREFILL_TOKENS.contains(&num_tokens)
-        || (num_tokens >= LARGE_STEP_TOKENS && LARGE_PREFILL_TOKENS.contains(&context.into()))
+    batch.prefill_chunks.iter().all(|chunk| {
+        u64::from(chunk.num_tokens) >= LARGE_STEP_TOKENS
+            && LARGE_PREFILL_TOKENS.contains(&chunk.num_tokens.saturating_add(chunk.context_len))
+    })
 }
 
 /// The shares of every operator's large inputs.

@@ -20,7 +20,7 @@ use crate::{
 /// Say how near the operators come to this card's own ceilings, and to the kernels of an engine
 ///
 /// Ceilings are the rates of a large device copy and of a large matrix product, measured with the bundle. Large inputs
-/// are judged: prefills of 8,192 to 16,384 tokens or contexts, decodes over 1 GB of keys and values, elementwise
+/// are judged: prefills of prompts of 8,192 to 16,384 tokens, decodes over 1 GB of keys and values, elementwise
 /// operators that move more than twice the L2 cache, matrix products of 2,048 tokens or more.
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -49,8 +49,12 @@ fn by_law(operator: Operator, shape: OperatorShape, cache: CacheState) -> Sample
 }
 
 fn attention(chunks: &str, contexts: &str) -> Sample {
+    attention_of(HEADS, chunks, contexts)
+}
+
+fn attention_of(heads: Heads, chunks: &str, contexts: &str) -> Sample {
     let batch = StepBatch::parse(chunks, contexts).unwrap();
-    let shape = OperatorShape::Attention { heads: HEADS, load: batch.shape().attention };
+    let shape = OperatorShape::Attention { heads, load: batch.shape().attention };
     Sample { batch: Some(batch), ..by_law(Operator::Attention, shape, CacheState::Cold) }
 }
 
@@ -66,7 +70,7 @@ fn close(a: f64, b: f64) -> bool {
 fn shares_are_those_of_the_law() {
     let samples = [
         attention("8192:0", ""),
-        attention("2048:16384", ""),
+        attention("2048:8192", ""),
         attention("", &vec!["32767"; 16].join(";")),
         by_law(Operator::RmsNorm, norm(8192), CacheState::Cold),
         by_law(Operator::QkvProj, OperatorShape::Gemm { m: 4096, n: 6144, k: 4096 }, CacheState::Cold),
@@ -124,7 +128,13 @@ fn only_large_inputs_are_judged() {
     assert_eq!(class(&attention("32:16384", "")), None, "bound by memory");
     assert_eq!(class(&attention("256:16384", "")), None, "too few tokens to fill a GPU");
     assert_eq!(class(&attention("8192:0", "5")), None, "mixed");
-    assert_eq!(class(&attention("4096:0;4096:0", "")), Some(Class::Prefill));
+    assert_eq!(class(&attention("4096:0;4096:0", "")), None, "no long prompt");
+    assert_eq!(class(&attention("8192:0;64:0", "")), None, "one short prompt");
+    assert_eq!(class(&attention("8192:8193", "")), None, "longer than what is judged");
+    assert_eq!(class(&attention("8192:0;2048:6144", "")), Some(Class::Prefill));
+    // 17.2 GFLOP are 34 us at the ceiling.
+    let one_head = Heads { num_q_heads: 1, num_kv_heads: 1, head_dim: 128 };
+    assert_eq!(class(&attention_of(one_head, "8192:0", "")), None, "too little to fill a GPU");
     // 244,141 keys of 4,096 bytes are 1 GB.
     assert_eq!(class(&attention("", "244139")), None);
     assert_eq!(class(&attention("", "244140")), Some(Class::Decode));
