@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     engine_profile::EngineProfile,
     error::BundleError,
+    evidence::SustainedSlowdown,
     host::HostCosts,
     manifest::{FileEntry, FormatVersion, MANIFEST, Manifest, is_safe_name},
     predictor::{OperatorPredictor, Predictors},
@@ -255,7 +256,10 @@ impl Bundle {
                 hint: "`plumb train` fits them".into(),
             });
         }
-        Predictors::new(self.manifest.gpu.clone(), predictors)
+        let gpu = &self.manifest.gpu;
+        let sustained = self.manifest.evidence.as_ref().map_or(&[][..], |evidence| &evidence.sustained);
+        Predictors::new(gpu.clone(), predictors)
+            .map(|predictors| predictors.with_sustained(SustainedSlowdown::of(sustained, gpu)))
             .map_err(|e| BundleError::invalid(&self.root, Location::File, "sound predictors", e.to_string()))
     }
 

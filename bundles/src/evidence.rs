@@ -1,9 +1,9 @@
 //! Evidence: what proves that a number was measured on a GPU in a known state.
 
-use plumbline_schema::{Operator, OperatorShape};
+use plumbline_schema::{GpuSpec, Operator, OperatorShape};
 use serde::{Deserialize, Serialize};
 
-use crate::samples::CacheState;
+use crate::{samples::CacheState, stats::percentile_of_sorted};
 
 /// Times of two clocks that differ by at most this share agree.
 const MAX_RELATIVE_DIFFERENCE: f64 = 0.02;
@@ -100,6 +100,60 @@ pub struct Sustained {
     pub power_w: Option<f64>,
 }
 
+/// How many times longer launches bound by arithmetic take under a lasting load than in a burst, at least 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SustainedSlowdown {
+    /// Matrix products.
+    pub gemm: f64,
+    /// Attention.
+    pub attention: f64,
+}
+
+impl Default for SustainedSlowdown {
+    /// None.
+    fn default() -> Self {
+        Self { gemm: 1.0, attention: 1.0 }
+    }
+}
+
+impl SustainedSlowdown {
+    /// The medians over the points that are bound by arithmetic on `gpu`; 1 where there are none.
+    #[must_use]
+    pub fn of(sustained: &[Sustained], gpu: &GpuSpec) -> Self {
+        let median = |is_of: fn(Operator) -> bool| {
+            let is_judged = |s: &&Sustained| {
+                let shape = OperatorShape::from_values(s.operator, &s.shape);
+                is_of(s.operator) && shape.is_some_and(|shape| is_bound_by_arithmetic(&shape, gpu))
+            };
+            let points = sustained.iter().filter(is_judged);
+            let mut ratios: Vec<f64> = points.map(|s| s.sustained_p50_ns / s.burst_p50_ns).collect();
+            ratios.sort_by(f64::total_cmp);
+            if ratios.is_empty() { 1.0 } else { percentile_of_sorted(&ratios, 0.5).max(1.0) }
+        };
+        Self {
+            gemm: median(Operator::is_gemm),
+            attention: median(|operator| operator == Operator::Attention),
+        }
+    }
+
+    /// The factor of a launch: 1 unless it is bound by arithmetic on `gpu`.
+    #[must_use]
+    pub fn factor(self, operator: Operator, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
+        let factor = match operator {
+            Operator::Attention => self.attention,
+            operator if operator.is_gemm() => self.gemm,
+            _ => return 1.0,
+        };
+        if is_bound_by_arithmetic(shape, gpu) { factor } else { 1.0 }
+    }
+}
+
+/// Whether the arithmetic of a launch takes longer than its bytes, each at the data sheet's rate.
+fn is_bound_by_arithmetic(shape: &OperatorShape, gpu: &GpuSpec) -> bool {
+    let compute_s = shape.flops().0 as f64 / gpu.bf16_flops_per_s;
+    compute_s >= shape.bytes().0 as f64 / gpu.hbm_bandwidth_bytes_per_s
+}
+
 /// A point timed twice: by events around many launches, as samples are, and by each kernel's own start and end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CrossCheck {
@@ -183,6 +237,30 @@ mod tests {
         assert!(cross_check(3_000.0, 2_100.0, None).agrees);
         assert!(!cross_check(3_000.0, 3_000.0, None).agrees);
         assert!(!cross_check(3_000.0, 2_100.0, Some(2_100.0)).agrees, "a period is used where there is one");
+    }
+
+    #[test]
+    fn a_lasting_load_slows_what_is_bound_by_arithmetic() {
+        let gpu = GpuSpec::shipped().into_iter().find(|gpu| gpu.name == "h100-sxm5-80gb").unwrap();
+        let point = |operator, shape: &[u64], ratio: f64| Sustained {
+            operator,
+            shape: shape.to_vec(),
+            burst_p50_ns: 1000.0,
+            sustained_p50_ns: 1000.0 * ratio,
+            sm_clock_mhz: None,
+            power_w: None,
+        };
+        let points = [
+            point(Operator::GateUpProj, &[2048, 28_672, 4096], 1.12),
+            point(Operator::DownProj, &[4096, 4096, 14_336], 1.06),
+            point(Operator::LmHead, &[8, 128_256, 4096], 3.0),
+        ];
+        let slowdown = SustainedSlowdown::of(&points, &gpu);
+        assert!((slowdown.gemm - 1.09).abs() < 1e-9, "{slowdown:?}");
+        assert!((slowdown.attention - 1.0).abs() < 1e-12, "nothing is known of attention");
+        let factor = |m| slowdown.factor(Operator::OProj, &OperatorShape::Gemm { m, n: 4096, k: 4096 }, &gpu);
+        assert!((factor(4096) - 1.09).abs() < 1e-9 && (factor(8) - 1.0).abs() < 1e-12);
+        assert_eq!(SustainedSlowdown::of(&[], &gpu), SustainedSlowdown::default());
     }
 
     #[test]

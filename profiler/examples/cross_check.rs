@@ -22,6 +22,7 @@ const RULE: StoppingRule = StoppingRule {
     max_relative_error: 0.002,
     time_limit_ns: 200_000_000,
     warm_up_ns: 150_000_000,
+    pause_ns: 0,
 };
 
 const WAYS: [(&str, RecordedWay); 2] = [("graph", RecordedWay::Graph), ("stream", RecordedWay::Stream)];
@@ -119,7 +120,7 @@ fn by_events(
 fn by_records(device: &mut CudaDevice, rows: &mut [Row]) -> Result<(), ProfileError> {
     for row in rows {
         for (name, way) in WAYS {
-            row.recorded.push(match device.cross_check_by(&row.point, row.cache, way)? {
+            row.recorded.push(match device.cross_check_by(&row.point, row.cache, way, 0)? {
                 CrossCheckOutcome::Times(times) => Some(times),
                 CrossCheckOutcome::Unavailable { reason } => {
                     eprintln!("{}: {name}: not recorded: {reason}", row.name);

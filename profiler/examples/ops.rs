@@ -15,6 +15,7 @@ const RULE: StoppingRule = StoppingRule {
     max_relative_error: 0.01,
     time_limit_ns: 50_000_000,
     warm_up_ns: 0,
+    pause_ns: 0,
 };
 
 fn attention(chunks: &str, decodes: &str, heads: Heads) -> Result<Point, Box<dyn std::error::Error>> {

@@ -32,10 +32,20 @@ pub struct StoppingRule {
     pub time_limit_ns: u64,
     /// Run the point's own launches for this long before the first sample, ns: clocks are then those it sustains.
     pub warm_up_ns: u64,
+    /// Rest for this long before each sample, ns, or for ten times as long as it takes: clocks are then those of a
+    /// launch on its own. 0 takes samples back to back.
+    pub pause_ns: u64,
 }
 
+/// How long the GPU rests before a sample of a launch that draws much power, ns.
+///
+/// Back to back, such launches draw more power than the board may: clocks sink within a millisecond, how far depends on the
+/// chip and on what ran before.
+pub const PAUSE_NS: u64 = 12_000_000;
+
 impl Default for StoppingRule {
-    /// At least 10 and at most 60 samples, until the mean is known to 0.5 %, for at most 100 ms; no warm-up of its own.
+    /// At least 10 and at most 60 samples, until the mean is known to 0.5 %, for at most 100 ms; no warm-up
+    /// of its own and no pauses.
     fn default() -> Self {
         Self {
             min_samples: 10,
@@ -43,6 +53,7 @@ impl Default for StoppingRule {
             max_relative_error: 0.005,
             time_limit_ns: 100_000_000,
             warm_up_ns: 0,
+            pause_ns: 0,
         }
     }
 }
@@ -184,7 +195,12 @@ pub trait Device {
     ///
     /// # Errors
     /// When the device is lost.
-    fn cross_check(&mut self, _point: &Point, _cache: CacheState) -> Result<CrossCheckOutcome, ProfileError> {
+    fn cross_check(
+        &mut self,
+        _point: &Point,
+        _cache: CacheState,
+        _pause_ns: u64,
+    ) -> Result<CrossCheckOutcome, ProfileError> {
         Ok(CrossCheckOutcome::Unavailable { reason: "this device keeps no record of its kernels".into() })
     }
 

@@ -132,6 +132,19 @@ impl NvmlMonitor {
         }
     }
 
+    /// Reads what a sample keeps of the state, without temperature and energy: each reading takes time.
+    #[must_use]
+    pub fn sample_state(&self) -> GpuState {
+        let Ok(device) = self.device() else { return GpuState::default() };
+        GpuState {
+            sm_clock_mhz: device.clock_info(Clock::SM).ok(),
+            memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
+            power_w: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+            throttle_reasons: device.current_throttle_reasons().map(reduces_clocks).unwrap_or_default(),
+            ..GpuState::default()
+        }
+    }
+
     fn device(&self) -> Result<Device<'_>, NvmlError> {
         self.nvml.device_by_pci_bus_id(self.bus_id.as_str())
     }

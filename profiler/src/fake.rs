@@ -349,6 +349,8 @@ impl Device for FakeDevice {
                     if operator == point.operator && attempt <= attempts =>
                 {
                     before.throttle_reasons = vec!["sw_power_cap".into()];
+                    before.sm_clock_mhz = Some(self.spec.boost_clock_mhz * 9 / 10);
+                    after.sm_clock_mhz = before.sm_clock_mhz;
                     after.throttle_reasons.clone_from(&before.throttle_reasons);
                 }
                 Fault::ClockShifted { operator, attempts }
@@ -396,7 +398,12 @@ impl Device for FakeDevice {
     }
 
     /// Kernels that follow each other at the law's times, of which the overhead is the gap between two of them.
-    fn cross_check(&mut self, point: &Point, cache: CacheState) -> Result<CrossCheckOutcome, ProfileError> {
+    fn cross_check(
+        &mut self,
+        point: &Point,
+        cache: CacheState,
+        _pause_ns: u64,
+    ) -> Result<CrossCheckOutcome, ProfileError> {
         self.check_alive(point)?;
         let period_ns = self.time_ns(point, cache);
         let duration_ns = (period_ns - OVERHEAD_NS).max(1e-3);
@@ -493,6 +500,7 @@ mod tests {
         max_relative_error: 1e-3,
         time_limit_ns: 0,
         warm_up_ns: 0,
+        pause_ns: 0,
     };
 
     #[test]
@@ -523,7 +531,8 @@ mod tests {
         let mut device = FakeDevice::new(1);
         let measured = device.measure(&gemm(8), CacheState::Cold, &RULE).unwrap();
         let gap_ns = device.host_costs().unwrap().kernel_gap_ns.p50_ns;
-        let CrossCheckOutcome::Times(times) = device.cross_check(&gemm(8), CacheState::Cold).unwrap() else {
+        let CrossCheckOutcome::Times(times) = device.cross_check(&gemm(8), CacheState::Cold, 0).unwrap()
+        else {
             panic!("the fake device records its kernels");
         };
         let period_ns = times.period.unwrap().p50_ns;

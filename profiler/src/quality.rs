@@ -39,11 +39,19 @@ impl Doubt {
     }
 }
 
-/// All doubts about a measurement.
+/// Whether clocks are held down: there is a reason for it, and the SM clock is below the highest that the GPU has, or
+/// not known. The reasons alone outlast their effect.
 #[must_use]
-pub fn doubts(measurement: &Measurement) -> Vec<Doubt> {
+pub fn is_held_down(state: &GpuState, max_clock_mhz: u32) -> bool {
+    let is_low = |mhz: u32| f64::from(mhz) < f64::from(max_clock_mhz) * (1.0 - MAX_CLOCK_SHIFT);
+    !state.throttle_reasons.is_empty() && state.sm_clock_mhz.is_none_or(is_low)
+}
+
+/// All doubts about a measurement on a GPU whose SM clock goes up to `max_clock_mhz`.
+#[must_use]
+pub fn doubts(measurement: &Measurement, max_clock_mhz: u32) -> Vec<Doubt> {
     let (before, after) = (&measurement.before, &measurement.after);
-    let is_throttled = !(before.throttle_reasons.is_empty() && after.throttle_reasons.is_empty());
+    let is_throttled = is_held_down(before, max_clock_mhz) || is_held_down(after, max_clock_mhz);
     [
         (Doubt::Throttled, is_throttled),
         (Doubt::ClockShifted, clock_shift(before, after) > MAX_CLOCK_SHIFT),
@@ -107,6 +115,19 @@ mod tests {
         // An even spread has a widest gap too.
         assert!(!is_bimodal(&(0..20).map(|i| 100.0 + f64::from(i)).collect::<Vec<_>>()));
         assert!(!is_bimodal(&[]) && !is_bimodal(&[1.0]));
+    }
+
+    #[test]
+    fn a_reason_without_its_effect_holds_nothing_down() {
+        let state = |mhz, reasons: &[&str]| GpuState {
+            sm_clock_mhz: mhz,
+            throttle_reasons: reasons.iter().map(|&reason| reason.to_owned()).collect(),
+            ..GpuState::default()
+        };
+        assert!(is_held_down(&state(Some(1700), &["sw_power_cap"]), 1980));
+        assert!(is_held_down(&state(None, &["sw_power_cap"]), 1980));
+        assert!(!is_held_down(&state(Some(1965), &["sw_power_cap"]), 1980));
+        assert!(!is_held_down(&state(Some(1200), &[]), 1980), "clocks that someone has set");
     }
 
     #[test]

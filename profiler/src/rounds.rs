@@ -31,21 +31,21 @@ impl Mean {
     }
 }
 
-/// Measuring time of a point, learned on the way. Compute-bound points wait for the clocks to recover and cost more.
+/// Measuring time of a point, learned on the way. Launches that draw much power are measured after rests and cost more.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Costs {
     light: Mean,
-    compute_bound: Mean,
+    heavy: Mean,
 }
 
 impl Costs {
-    pub(crate) fn add(&mut self, is_compute_bound: bool, time: Duration) {
-        if is_compute_bound { self.compute_bound.add(time) } else { self.light.add(time) }
+    pub(crate) fn add(&mut self, is_heavy: bool, time: Duration) {
+        if is_heavy { self.heavy.add(time) } else { self.light.add(time) }
     }
 
-    pub(crate) fn of(&self, is_compute_bound: bool) -> Duration {
-        if is_compute_bound {
-            self.compute_bound.or(Duration::from_millis(100))
+    pub(crate) fn of(&self, is_heavy: bool) -> Duration {
+        if is_heavy {
+            self.heavy.or(Duration::from_millis(100))
         } else {
             self.light.or(Duration::from_millis(30))
         }

@@ -8,14 +8,11 @@ use std::{
 use plumbline_bundles::{
     BundleWriter, CurvePoint, Evidence, FormatVersion, GpuState, Manifest, Sample, StopReason, bundle,
 };
-use plumbline_schema::{
-    Operator,
-    roofline::{floor_ns, roofline_ns},
-};
+use plumbline_schema::{GpuSpec, Operator, roofline::floor_ns};
 
 use crate::{
     advisor::{Advisor, choose},
-    device::{Device, Measurement, Point, StoppingRule},
+    device::{Device, Measurement, PAUSE_NS, Point, StoppingRule},
     error::ProfileError,
     evidence::{Readings, StateSampler},
     journal::{Entry, Journal},
@@ -31,10 +28,10 @@ use crate::{
 const MAX_DEVICE_ERRORS: u32 = 5;
 /// Times that a point is measured until it is kept with its doubts.
 const MAX_ATTEMPTS: u32 = 3;
-/// A compute-bound launch draws more power than the board may sustain: it is timed in so short a burst, ns, and with so
-/// few samples, that clocks are not held down yet.
-const BURST_NS: u64 = 15_000_000;
-const BURST_SAMPLES: u32 = 5;
+/// A launch draws much power when its arithmetic, at the peak rate, takes at least this share of the time of its bytes.
+const HEAVY_SHARE: f64 = 0.4;
+/// Its samples are taken after rests, and there are fewer of them: at least and at most so many.
+const HEAVY_SAMPLES: (u32, u32) = (5, 8);
 
 /// Why an operator is not timed, and how many of its points that leaves out.
 #[derive(Debug)]
@@ -287,8 +284,7 @@ impl<'a> Run<'a> {
         match self.measure_point(planned) {
             Ok(sample) => {
                 self.num_device_errors = 0;
-                self.costs
-                    .add(self.is_compute_bound(&planned.point), self.device.elapsed().saturating_sub(began));
+                self.costs.add(self.is_heavy(&planned.point), self.device.elapsed().saturating_sub(began));
                 let elapsed_ms = self.elapsed().as_millis() as u64;
                 let sample_entry = Box::new(sample.clone());
                 self.journal.append(&Entry::Measured { point: index, elapsed_ms, sample: sample_entry })?;
@@ -303,7 +299,7 @@ impl<'a> Run<'a> {
     }
 
     fn time_left(&self, index: usize, block: &[usize], todo: &Todo) -> Duration {
-        let cost = |&point: &usize| self.costs.of(self.is_compute_bound(&self.plan.points[point].point));
+        let cost = |&point: &usize| self.costs.of(self.is_heavy(&self.plan.points[point].point));
         let all: Duration = std::iter::once(&index).chain(block).chain(todo.points()).map(cost).sum();
         match self.options.budget {
             Some(budget) => all.min(budget.saturating_sub(self.elapsed())),
@@ -332,7 +328,7 @@ impl<'a> Run<'a> {
         }
         let points: Vec<Point> = open.iter().map(|&p| plan.points[p].point.clone()).collect();
         let unsureness = advisor.unsureness(&known, &points);
-        let cost = |point: &Point| self.costs.of(self.is_compute_bound(point)).as_nanos() as f64;
+        let cost = |point: &Point| self.costs.of(self.is_heavy(point)).as_nanos() as f64;
         let costs: Vec<f64> = points.iter().map(cost).collect();
         let chosen = choose(&unsureness, &points, &costs, round.as_nanos() as f64);
         todo.prefer(&chosen.into_iter().map(|i| open[i]).collect::<Vec<_>>());
@@ -367,7 +363,7 @@ impl<'a> Run<'a> {
                 reason: format!("{}: expected {}, found {}", e.key, e.expected, e.found),
                 fatal: false,
             })?;
-            let doubts = doubts(&measurement);
+            let doubts = doubts(&measurement, self.device.spec().max_clock_mhz);
             if kept.as_ref().is_none_or(|(_, before)| doubts.len() < before.len()) {
                 kept = Some((measurement, doubts));
             }
@@ -407,33 +403,34 @@ impl<'a> Run<'a> {
         }
         self.report(Stage::SecondLook, 0, 1, None, None);
         let clean: Vec<&Sample> = self.results.samples.values().filter(|s| s.flags.is_empty()).collect();
-        let is_heavy = |s: &&Sample| self.is_compute_bound(&point_of(s));
-        let heavy: Vec<&Sample> = clean.iter().copied().filter(is_heavy).collect();
+        let heavy: Vec<&Sample> = clean.iter().copied().filter(|s| self.is_heavy(&point_of(s))).collect();
         match second_look::sustained(self.device, &heavy, self.options.rule) {
             Ok(sustained) => self.evidence.sustained = sustained,
             Err(error) => self.evidence.notes.push(format!("no measurement under a lasting load: {error}")),
         }
+        let spec = self.device.spec().clone();
+        let pause_ns_of = |point: &Point| if is_heavy(point, &spec) { PAUSE_NS } else { 0 };
         let gap_ns = self.results.host.as_ref().map_or(0.0, |host| host.kernel_gap_ns.p50_ns);
         // Last, as recording may leave traces in the driver.
         self.evidence.cross_checks =
-            second_look::cross_checks(self.device, &clean, gap_ns, &mut self.evidence.notes);
+            second_look::cross_checks(self.device, &clean, gap_ns, pause_ns_of, &mut self.evidence.notes);
     }
 
-    fn is_compute_bound(&self, point: &Point) -> bool {
-        let is_matrix_work = point.operator.is_gemm() || point.operator == Operator::Attention;
-        let spec = self.device.spec();
-        let memory_ns = point.shape.bytes().0 as f64 / spec.hbm_bandwidth_bytes_per_s * 1e9;
-        is_matrix_work && roofline_ns(&point.shape, spec) > memory_ns
+    fn is_heavy(&self, point: &Point) -> bool {
+        is_heavy(point, self.device.spec())
     }
 
     fn rule_of(&self, point: &Point) -> StoppingRule {
         let rule = self.options.rule;
-        if !self.is_compute_bound(point) {
+        if !self.is_heavy(point) {
             return rule;
         }
+        let (min_samples, max_samples) = HEAVY_SAMPLES;
         StoppingRule {
-            min_samples: rule.min_samples.min(BURST_SAMPLES),
-            time_limit_ns: rule.time_limit_ns.min(BURST_NS),
+            min_samples: rule.min_samples.min(min_samples),
+            max_samples: rule.max_samples.min(max_samples),
+            time_limit_ns: 4 * rule.time_limit_ns,
+            pause_ns: PAUSE_NS,
             ..rule
         }
     }
@@ -539,6 +536,13 @@ impl<'a> Run<'a> {
             self.evidence.notes.push("the state of the GPU could not be read".into());
         }
     }
+}
+
+fn is_heavy(point: &Point, spec: &GpuSpec) -> bool {
+    let is_matrix_work = point.operator.is_gemm() || point.operator == Operator::Attention;
+    let memory_ns = point.shape.bytes().0 as f64 / spec.hbm_bandwidth_bytes_per_s * 1e9;
+    let compute_ns = point.shape.flops().0 as f64 / spec.bf16_flops_per_s * 1e9;
+    is_matrix_work && compute_ns >= HEAVY_SHARE * memory_ns
 }
 
 /// How many points have a mark.

@@ -25,13 +25,15 @@ fn spread<'a>(samples: &[&'a Sample], count: usize) -> Vec<&'a Sample> {
     (0..taken).map(|i| samples[(2 * i + 1) * samples.len() / (2 * taken)]).collect()
 }
 
-/// Compares samples with the records of their kernels. `gap_ns` is the time between two kernels.
+/// Compares samples with the records of their kernels. `gap_ns` is the time between two kernels, `pause_ns_of` the rest
+/// that a point's samples were taken after.
 ///
 /// What cannot be recorded is said in a note; a device that keeps no records is asked once.
 pub(crate) fn cross_checks(
     device: &mut dyn Device,
     samples: &[&Sample],
     gap_ns: f64,
+    pause_ns_of: impl Fn(&Point) -> u64,
     notes: &mut Vec<String>,
 ) -> Vec<CrossCheck> {
     // Ordered by operator, then by time: an even spread has short and long launches of each.
@@ -39,7 +41,8 @@ pub(crate) fn cross_checks(
     ordered.sort_by(|a, b| a.operator.cmp(&b.operator).then(a.stats.p50_ns.total_cmp(&b.stats.p50_ns)));
     let mut checks = Vec::new();
     for sample in spread(&ordered, NUM_CROSS_CHECKS) {
-        match device.cross_check(&point_of(sample), sample.cache) {
+        let point = point_of(sample);
+        match device.cross_check(&point, sample.cache, pause_ns_of(&point)) {
             Ok(CrossCheckOutcome::Times(times)) => checks.push(compare(sample, &times, gap_ns)),
             Ok(CrossCheckOutcome::Unavailable { reason }) => {
                 notes.push(format!("no cross-check by the GPU's own records: {reason}"));
@@ -69,19 +72,19 @@ fn compare(sample: &Sample, times: &ActivityTimes, gap_ns: f64) -> CrossCheck {
     )
 }
 
-/// Measures compute-bound samples again under a load that lasts.
+/// Measures samples of launches that draw much power again under a load that lasts.
 ///
 /// # Errors
 /// When one cannot be measured again.
 pub(crate) fn sustained(
     device: &mut dyn Device,
-    compute_bound: &[&Sample],
+    heavy: &[&Sample],
     rule: StoppingRule,
 ) -> Result<Vec<Sustained>, ProfileError> {
     let mut long: Vec<&Sample> =
-        compute_bound.iter().copied().filter(|s| s.stats.p50_ns >= MIN_SUSTAINED_NS).collect();
+        heavy.iter().copied().filter(|s| s.stats.p50_ns >= MIN_SUSTAINED_NS).collect();
     long.sort_by(|a, b| a.stats.p50_ns.total_cmp(&b.stats.p50_ns));
-    let rule = StoppingRule { warm_up_ns: LOAD_NS, ..rule };
+    let rule = StoppingRule { warm_up_ns: LOAD_NS, pause_ns: 0, ..rule };
     spread(&long, NUM_SUSTAINED)
         .into_iter()
         .map(|sample| {

@@ -16,6 +16,7 @@ const RULE: StoppingRule = StoppingRule {
     max_relative_error: 0.005,
     time_limit_ns: 500_000_000,
     warm_up_ns: 0,
+    pause_ns: 0,
 };
 
 /// One test at a time: timings must not disturb each other, and the device's memory is taken whole.

@@ -170,7 +170,10 @@ fn cross_checks(evidence: &Evidence, findings: &mut Vec<Finding>) {
     );
     let expected = "times by events as the GPU's own records tell them";
     let hint = "what is timed is not one launch after another: profile anew on an idle GPU";
-    findings.push(Finding::new(Rule::CrossCheck, Severity::Warning, expected, found, hint).at(MANIFEST));
+    // A record of some 20 launches has a few that something else disturbed.
+    let is_rare = disagree.len() * 10 <= evidence.cross_checks.len();
+    let severity = if is_rare { Severity::Info } else { Severity::Warning };
+    findings.push(Finding::new(Rule::CrossCheck, severity, expected, found, hint).at(MANIFEST));
 }
 
 fn impossible_states(states: &[&GpuState], gpu: &GpuSpec, findings: &mut Vec<Finding>) {

@@ -3,7 +3,10 @@
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::floor_ns};
 
 use super::{OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance, domain::Place};
-use crate::features::{Row, batch_columns, shape_values};
+use crate::{
+    evidence::SustainedSlowdown,
+    features::{Row, batch_columns, shape_values},
+};
 
 /// Why predictors cannot be used together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +33,7 @@ pub struct Predictors {
     source: GpuSpec,
     target: GpuSpec,
     is_transferred: bool,
+    sustained: SustainedSlowdown,
     /// At the operator's place in [`Operator::ALL`].
     by_operator: Vec<Option<OperatorPredictor>>,
 }
@@ -48,7 +52,8 @@ impl Predictors {
                 return Err(PredictorsError::Duplicate { operator });
             }
         }
-        Ok(Self { source: gpu.clone(), target: gpu, is_transferred: false, by_operator })
+        let sustained = SustainedSlowdown::default();
+        Ok(Self { source: gpu.clone(), target: gpu, is_transferred: false, sustained, by_operator })
     }
 
     /// Predicts times of another GPU by its data sheet; every prediction is tagged [`Provenance::Transferred`].
@@ -60,6 +65,41 @@ impl Predictors {
         self.target = gpu;
         self.is_transferred = true;
         self
+    }
+
+    /// Tells what a lasting load takes on the GPU sampled; see [`Self::predict_in_step`].
+    #[must_use]
+    pub fn with_sustained(mut self, sustained: SustainedSlowdown) -> Self {
+        self.sustained = sustained;
+        self
+    }
+
+    /// Predicts the GPU time of one launch within an engine's steps.
+    ///
+    /// As [`Self::predict`], which answers for a launch in a burst, but for launches bound by arithmetic: in an engine they
+    /// follow one another for as long as a step lasts, and the board's power limit lowers the clocks within a millisecond.
+    /// Another GPU's limit is not known, so transferred times stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::predict`].
+    pub fn predict_in_step(
+        &self,
+        operator: Operator,
+        shape: &OperatorShape,
+        out_of_domain: OutOfDomain,
+    ) -> Result<Prediction, PredictError> {
+        let prediction = self.predict(operator, shape, out_of_domain)?;
+        if self.is_transferred {
+            return Ok(prediction);
+        }
+        let factor = self.sustained.factor(operator, shape, &self.source);
+        let Prediction { time_ns, low_ns, high_ns, provenance } = prediction;
+        Ok(Prediction {
+            time_ns: time_ns * factor,
+            low_ns: low_ns * factor,
+            high_ns: high_ns * factor,
+            provenance,
+        })
     }
 
     /// The GPU whose times are predicted.

@@ -18,9 +18,10 @@ use plumbline_bundles::{CacheState, TimeStats};
 
 use super::{
     cupti::{KernelRecord, Recording},
-    driver::{CudaError, CudaResult, Event, Named, Stream},
+    driver::{CudaError, CudaResult, Event, Graph, Named, Stream},
     launch::Launch,
     operands::Gpu,
+    timing::rest,
 };
 use crate::device::{ActivityTimes, Point};
 
@@ -41,11 +42,11 @@ const MIN_LAUNCHES: usize = 4;
 /// Runs that are recorded, and about the longest that they take together.
 const MIN_RUNS: usize = 4;
 const MAX_RUNS: usize = 12;
-const MAX_RECORDED_NS: f64 = 15e6;
+const MAX_RECORDED_NS: f64 = 250e6;
 /// Kernels that the driver queues before a launch waits are about a thousand, recording may need more room for each.
 const MAX_QUEUED: usize = 240;
-/// Short, as samples are taken in bursts too: a longer load lets the power limit lower the clocks.
-const WARM_UP: Duration = Duration::from_millis(4);
+/// Clocks settle under the launches themselves; as many records as a GPU writes in that time are wanted by no one.
+const WARM_UP: Duration = Duration::from_millis(150);
 const MAX_WARM_UP_LAUNCHES: usize = 8_192;
 /// Longest that queued launches wait for the rest.
 const MAX_GATE: Duration = Duration::from_secs(2);
@@ -56,12 +57,13 @@ pub fn cross_check(
     point: &Point,
     cache: CacheState,
     way: RecordedWay,
+    pause_ns: u64,
 ) -> CudaResult<ActivityTimes> {
     let prepared = gpu.prepare(point, cache)?;
     let estimate_ns = estimate(gpu, &prepared.sets)?;
     let recording = Recording::start()?;
     let runs = match way {
-        RecordedWay::Graph => in_graph(gpu, &prepared.sets, estimate_ns, &recording),
+        RecordedWay::Graph => in_graph(gpu, &prepared.sets, estimate_ns, pause_ns, &recording),
         RecordedWay::Stream => in_stream(gpu, &prepared.sets, estimate_ns, &recording),
     };
     drop(recording);
@@ -99,12 +101,22 @@ fn in_graph(
     gpu: &Gpu,
     sets: &[Vec<Launch>],
     estimate_ns: f64,
+    pause_ns: u64,
     recording: &Recording,
 ) -> CudaResult<Vec<Run>> {
     let launches = launches_in_graph(estimate_ns, sets.len());
     // Captured while recording, as nodes captured before may go unrecorded.
     let graph = gpu.stream.capture(|| enqueue(gpu, sets.iter().cycle().take(launches)))?;
     graph.upload(&gpu.stream)?;
+    if pause_ns > 0 {
+        return in_graph_rested(
+            gpu,
+            &graph,
+            launches,
+            rest(pause_ns, estimate_ns * launches as f64),
+            recording,
+        );
+    }
     warm_up(launches, || {
         graph.launch(&gpu.stream)?;
         gpu.stream.synchronize()
@@ -165,6 +177,31 @@ fn in_stream(
         runs.push(Run::of(&records, launches, Some(start.elapsed_ns(&end)?))?);
     }
     Ok(runs)
+}
+
+/// Runs after rests, as samples of launches that draw much power are taken; the replay before each goes unused.
+fn in_graph_rested(
+    gpu: &Gpu,
+    graph: &Graph,
+    launches: usize,
+    pause: Duration,
+    recording: &Recording,
+) -> CudaResult<Vec<Run>> {
+    recording.discard()?;
+    let mut runs = Vec::with_capacity(MIN_RUNS);
+    for _ in 0..MIN_RUNS {
+        std::thread::sleep(pause);
+        let (start, end) = (Event::new(&gpu.context)?, Event::new(&gpu.context)?);
+        graph.launch(&gpu.stream)?;
+        start.record(&gpu.stream)?;
+        graph.launch(&gpu.stream)?;
+        end.record(&gpu.stream)?;
+        gpu.stream.synchronize()?;
+        let records = recording.take(2 * launches)?;
+        let event_ns = start.elapsed_ns(&end)?;
+        runs.extend(split(&records, 2)?.skip(1).map(|replay| Run::of(replay, launches, Some(event_ns))));
+    }
+    runs.into_iter().collect()
 }
 
 /// Repeats a run of so many launches until clocks have settled.

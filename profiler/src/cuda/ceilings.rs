@@ -9,12 +9,12 @@ use super::{
     operands::Gpu,
     timing,
 };
-use crate::device::{Ceilings, Point, StoppingRule};
+use crate::device::{Ceilings, PAUSE_NS, Point, StoppingRule};
 
 const COPY_BYTES: u64 = 4 << 30;
 const MATMUL_SIZE: u32 = 8192;
 
-/// Medians of a large device copy and of an 8192^3 matrix product on random data.
+/// Medians of a large device copy and of an 8192^3 matrix product on random data, after rests as samples like it are.
 pub fn ceilings(gpu: &mut Gpu) -> CudaResult<Ceilings> {
     gpu.pool.reset();
     let num_bytes = COPY_BYTES.min(gpu.pool.scratch_left()).min(gpu.pool.inputs_left()) / 256 * 256;
@@ -34,11 +34,12 @@ pub fn ceilings(gpu: &mut Gpu) -> CudaResult<Ceilings> {
     let point = Point { operator: Operator::QkvProj, shape, batch: None };
     let prepared = gpu.prepare(&point, CacheState::Hot)?;
     let rule = StoppingRule {
-        min_samples: 20,
-        max_samples: 20,
+        min_samples: 10,
+        max_samples: 10,
         max_relative_error: 0.0,
         time_limit_ns: 1_000_000_000,
         warm_up_ns: 0,
+        pause_ns: PAUSE_NS,
     };
     let product_ns = stats(&timing::time(gpu, &prepared.sets, &rule)?.times_ns)?.p50_ns;
     Ok(Ceilings {

@@ -49,15 +49,7 @@ impl KernelSource {
         source!("arguments", &[&["NUM_ARGS=1"], &["NUM_ARGS=4"], &["NUM_ARGS=8"], &["NUM_ARGS=16"]]),
         source!("embedding", PLAIN),
         source!("rms_norm", &[&["VECTORS=1"], &["VECTORS=2"], &["VECTORS=4"]]),
-        source!(
-            "qk_norm",
-            &[
-                &["HEAD_DIM=64", "HEADS_PER_THREAD=1"],
-                &["HEAD_DIM=64", "HEADS_PER_THREAD=2"],
-                &["HEAD_DIM=128", "HEADS_PER_THREAD=1"],
-                &["HEAD_DIM=128", "HEADS_PER_THREAD=2"],
-            ]
-        ),
+        source!("qk_norm", BY_HEAD_DIM),
         source!("rope", BY_HEAD_DIM),
         source!("kv_cache_write", PLAIN),
         source!(

@@ -21,13 +21,14 @@ use crate::{
     device::{Ceilings, CheckReport, CrossCheckOutcome, Device, Measurement, Point, StoppingRule},
     error::ProfileError,
     evidence::{NvmlIdentity, NvmlMonitor},
+    quality::is_held_down,
 };
 
 /// The lowest compute capability, times ten, whose instructions the kernels use.
 const MIN_COMPUTE_CAPABILITY: u32 = 80;
 /// Longest wait for clocks to come back before a measurement, and between looks at them.
 const MAX_SETTLE: Duration = Duration::from_millis(250);
-const SETTLE_STEP: Duration = Duration::from_millis(5);
+const SETTLE_STEP: Duration = Duration::from_millis(1);
 
 /// A GPU driven through CUDA.
 pub struct CudaDevice {
@@ -38,6 +39,41 @@ pub struct CudaDevice {
     notes: Vec<String>,
     num_checks: u64,
     opened: Instant,
+    spent: Spent,
+}
+
+/// Where the time of measurements goes, for the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    /// Operands, and the search for the best algorithm.
+    preparing: Duration,
+    /// Waiting for clocks to recover.
+    settling: Duration,
+    /// Reading clocks and power.
+    reading: Duration,
+    /// Launches.
+    timing: Duration,
+}
+
+/// Time from one call to the next.
+struct Laps(Instant);
+
+impl Laps {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn next(&mut self) -> Duration {
+        let lap = self.0.elapsed();
+        self.0 += lap;
+        lap
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        tracing::debug!(spent = ?self.spent, "time of measurements");
+    }
 }
 
 impl CudaDevice {
@@ -99,7 +135,16 @@ impl CudaDevice {
             CudaError::Compile(error) => error,
             other => ProfileError::NoDevice { reason: other.to_string() },
         })?;
-        Ok(Self { gpu, identity, spec, monitor, notes, num_checks: 0, opened: Instant::now() })
+        Ok(Self {
+            gpu,
+            identity,
+            spec,
+            monitor,
+            notes,
+            num_checks: 0,
+            opened: Instant::now(),
+            spent: Spent::default(),
+        })
     }
 
     /// GPUs that the driver shows, 0 when there is none.
@@ -121,9 +166,10 @@ impl CudaDevice {
         point: &Point,
         cache: CacheState,
         way: RecordedWay,
+        pause_ns: u64,
     ) -> Result<CrossCheckOutcome, ProfileError> {
         self.bind()?;
-        match activity::cross_check(&mut self.gpu, point, cache, way) {
+        match activity::cross_check(&mut self.gpu, point, cache, way, pause_ns) {
             Ok(times) => Ok(CrossCheckOutcome::Times(times)),
             Err(error) if self.is_broken() => Err(ProfileError::Operator {
                 operator: point.operator,
@@ -216,25 +262,44 @@ impl Device for CudaDevice {
         rule: &StoppingRule,
     ) -> Result<Measurement, ProfileError> {
         let monitor = self.monitor();
-        self.at_point(point, |gpu| {
+        let max_clock_mhz = self.spec.max_clock_mhz;
+        let mut spent = self.spent;
+        let measurement = self.at_point(point, |gpu| {
+            let mut laps = Laps::start();
             let prepared = gpu.prepare(point, cache)?;
-            settle(monitor.as_ref());
+            spent.preparing += laps.next();
+            settle(monitor.as_ref(), max_clock_mhz);
+            spent.settling += laps.next();
             let mut states = Vec::with_capacity(2);
-            let look = || states.push(monitor.as_ref().map(NvmlMonitor::state).unwrap_or_default());
+            let mut reading = Duration::ZERO;
+            let look = || {
+                let began = Instant::now();
+                states.push(monitor.as_ref().map(NvmlMonitor::sample_state).unwrap_or_default());
+                reading += began.elapsed();
+            };
             let Times { times_ns, stop } = timing::time_watched(gpu, &prepared.sets, rule, look)?;
+            spent.reading += reading;
+            spent.timing += laps.next().saturating_sub(reading);
             let stats = TimeStats::from_times(&times_ns)
                 .ok_or_else(|| CudaError::Unsupported("no finite times were measured".to_owned()))?;
             let after = states.pop().unwrap_or_default();
             let before = states.pop().unwrap_or_default();
             Ok(Measurement { stats, times_ns, before, after, kernel: prepared.kernel, stop })
-        })
+        });
+        self.spent = spent;
+        measurement
     }
 
-    fn cross_check(&mut self, point: &Point, cache: CacheState) -> Result<CrossCheckOutcome, ProfileError> {
-        let in_graph = self.cross_check_by(point, cache, RecordedWay::Graph)?;
+    fn cross_check(
+        &mut self,
+        point: &Point,
+        cache: CacheState,
+        pause_ns: u64,
+    ) -> Result<CrossCheckOutcome, ProfileError> {
+        let in_graph = self.cross_check_by(point, cache, RecordedWay::Graph, pause_ns)?;
         if let CrossCheckOutcome::Unavailable { .. } = in_graph {
             // Some versions of the library do not see into graphs.
-            let in_stream = self.cross_check_by(point, cache, RecordedWay::Stream)?;
+            let in_stream = self.cross_check_by(point, cache, RecordedWay::Stream, pause_ns)?;
             if let CrossCheckOutcome::Times(_) = in_stream {
                 return Ok(in_stream);
             }
@@ -253,10 +318,10 @@ impl Device for CudaDevice {
 
 /// Lets the GPU recover from what ran before, the search for the best algorithm included: clocks held down are then the
 /// launch's own doing.
-fn settle(monitor: Option<&NvmlMonitor>) {
+fn settle(monitor: Option<&NvmlMonitor>, max_clock_mhz: u32) {
     let Some(monitor) = monitor else { return };
     let began = Instant::now();
-    while began.elapsed() < MAX_SETTLE && !monitor.state().throttle_reasons.is_empty() {
+    while began.elapsed() < MAX_SETTLE && is_held_down(&monitor.sample_state(), max_clock_mhz) {
         std::thread::sleep(SETTLE_STEP);
     }
 }

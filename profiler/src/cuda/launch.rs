@@ -17,8 +17,6 @@ use super::{
 pub const RMS_EPSILON: f32 = 1e-6;
 /// Elements of a vector access.
 const VECTOR: u32 = 8;
-/// So many threads are more than a large GPU holds at once.
-const MANY_LANES: u64 = 512 << 10;
 
 /// One piece of device work.
 #[derive(Clone)]
@@ -189,9 +187,6 @@ pub fn qk_norm(
 ) -> CudaResult<Launch> {
     let definition = head_dim_definition(heads)?;
     let lanes = u64::from(num_tokens) * heads.qk_width() / u64::from(VECTOR);
-    // Two vectors a thread once they fill every multiprocessor of a large GPU several times over.
-    let (per_thread, passes) =
-        if lanes >= MANY_LANES { ("HEADS_PER_THREAD=2", 2) } else { ("HEADS_PER_THREAD=1", 1) };
     let args = Args::default()
         .u64(qkv)
         .u64(q_weight)
@@ -200,8 +195,7 @@ pub fn qk_norm(
         .u32(heads.num_q_heads)
         .u32(heads.num_kv_heads)
         .f32(RMS_EPSILON);
-    let blocks = lanes.div_ceil(256 * passes) as u32;
-    kernel(kernels, "qk_norm", &[definition, per_thread], (blocks, 1), 256, args)
+    kernel(kernels, "qk_norm", &[definition], (lanes.div_ceil(256) as u32, 1), 256, args)
 }
 
 pub fn rope(
@@ -211,8 +205,7 @@ pub fn rope(
     heads: Heads,
 ) -> CudaResult<Launch> {
     let definition = head_dim_definition(heads)?;
-    // Two heads a thread.
-    let threads = warps((heads.num_q_heads + heads.num_kv_heads).div_ceil(2) * heads.head_dim / 16, 512);
+    let threads = warps((heads.num_q_heads + heads.num_kv_heads) * heads.head_dim / 16, 512);
     let args =
         Args::default().u64(qkv).u64(positions).u64(cos_sin).u32(heads.num_q_heads).u32(heads.num_kv_heads);
     kernel(kernels, "rope", &[definition], (num_tokens, 1), threads, args)

@@ -33,6 +33,10 @@ const MAX_SETS: u64 = 384;
 /// Hot sets together take at most this share of the L2 cache, and are at most so many.
 const HOT_SHARE_OF_L2: u64 = 4;
 const MAX_HOT_SETS: u64 = 16;
+/// Hot sets that fit the L2 cache one at a time: so many places, and so many launches at each before the next, of which the
+/// first finds its operands cold.
+const PLACES_IN_ROWS: u64 = 4;
+const LAUNCHES_IN_A_ROW: usize = 24;
 /// Rows of the embedding that ids are drawn from, memory permitting.
 const EMBEDDING_ROWS: u64 = 131_072;
 /// Positions of the rotation table.
@@ -100,6 +104,9 @@ impl Gpu {
     /// Sets of operands that rotate, at most as many as memory holds.
     fn num_rotating(&self, cache: CacheState, set_bytes: u64, available: u64) -> u64 {
         let set_bytes = set_bytes.max(1);
+        if self.num_in_a_row(cache, set_bytes) > 1 {
+            return PLACES_IN_ROWS.min(available / set_bytes.next_multiple_of(PLACE_BYTES)).max(1);
+        }
         let (bytes, most) = match cache {
             CacheState::Hot => (self.l2_bytes / HOT_SHARE_OF_L2 / set_bytes * set_bytes, MAX_HOT_SETS),
             CacheState::Cold => (L2_MULTIPLE * self.l2_bytes, MAX_SETS),
@@ -107,6 +114,18 @@ impl Gpu {
         // A small set takes a place of its own.
         let place = set_bytes.next_multiple_of(PLACE_BYTES);
         bytes.div_ceil(set_bytes).min(most).min(available / place).max(1)
+    }
+
+    /// How often a set is used before the next one: more than once where two sets do not fit a share of the L2 cache.
+    fn num_in_a_row(&self, cache: CacheState, set_bytes: u64) -> usize {
+        let is_alone = set_bytes > self.l2_bytes / HOT_SHARE_OF_L2 / 2 && set_bytes <= self.l2_bytes;
+        if cache == CacheState::Hot && is_alone { LAUNCHES_IN_A_ROW } else { 1 }
+    }
+
+    /// The sets in the order in which they are launched.
+    fn in_rows(&self, cache: CacheState, set_bytes: u64, sets: &[Vec<Launch>]) -> Vec<Vec<Launch>> {
+        let count = self.num_in_a_row(cache, set_bytes);
+        sets.iter().flat_map(|set| std::iter::repeat_n(set, count).cloned()).collect()
     }
 
     /// Sets of an operator that works on activations alone.
@@ -183,6 +202,7 @@ impl Gpu {
             let operands = [x, residual, weight, out];
             sets.push(vec![launch::rms_norm(&mut self.kernels, operands, num_tokens, hidden_size)?]);
         }
+        let sets = self.in_rows(cache, 3 * bytes, &sets);
         Ok(Prepared { sets, kernel: "rms_norm".to_owned() })
     }
 
@@ -196,6 +216,7 @@ impl Gpu {
             let qkv = self.random_scratch(bytes)?;
             sets.push(vec![launch::qk_norm(&mut self.kernels, [qkv, weight, weight], num_tokens, heads)?]);
         }
+        let sets = self.in_rows(cache, bytes, &sets);
         Ok(Prepared { sets, kernel: "qk_norm".to_owned() })
     }
 
@@ -211,6 +232,7 @@ impl Gpu {
             let qkv = self.random_scratch(bytes)?;
             sets.push(vec![launch::rope(&mut self.kernels, [qkv, positions, cos_sin], num_tokens, heads)?]);
         }
+        let sets = self.in_rows(cache, bytes, &sets);
         Ok(Prepared { sets, kernel: "rope".to_owned() })
     }
 
@@ -326,6 +348,7 @@ impl Gpu {
             let operands = [self.pool.input(2 * bytes)?, self.pool.scratch(bytes)?];
             sets.push(vec![launch::silu_mul(&mut self.kernels, operands, num_tokens, intermediate_size)?]);
         }
+        let sets = self.in_rows(cache, 3 * bytes, &sets);
         Ok(Prepared { sets, kernel: "silu_mul".to_owned() })
     }
 
@@ -341,6 +364,7 @@ impl Gpu {
             let operands = [self.pool.input(bytes)?, ids, partials, arrived];
             sets.push(vec![launch::sample(&mut self.kernels, operands, num_seqs, vocab_size, num_parts)?]);
         }
+        let sets = self.in_rows(cache, bytes, &sets);
         Ok(Prepared { sets, kernel: format!("sample parts={num_parts}") })
     }
 

@@ -1,6 +1,6 @@
 //! Timing: launches captured into a graph, replayed back to back between events.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use plumbline_bundles::StopReason;
 
@@ -19,6 +19,8 @@ const MAX_LAUNCHES: usize = 512;
 const MAX_QUEUED: u32 = 16;
 /// Replays longer than this need no other one to run before them.
 const LONG_REPLAY_NS: f64 = 20e6;
+/// A rest takes at least this many times as long as the run after it.
+const REST_FACTOR: f64 = 10.0;
 /// Launches that an algorithm is judged by, and the longest time spent on judging it.
 const TRIAL_LAUNCHES: usize = 16;
 const MAX_TRIAL_NS: f64 = 1.5e6;
@@ -77,6 +79,25 @@ fn replay(gpu: &Gpu, graph: &Graph, count: u32, is_long: bool) -> CudaResult<Vec
     events.windows(2).map(|pair| pair[0].elapsed_ns(&pair[1])).collect()
 }
 
+/// As [`replay`], each replay after a rest; the one right before it goes untimed.
+fn replay_rested(gpu: &Gpu, graph: &Graph, count: u32, pause: Duration) -> CudaResult<Vec<f64>> {
+    let mut times = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        std::thread::sleep(pause);
+        times.extend(replay(gpu, graph, 1, false)?);
+    }
+    Ok(times)
+}
+
+/// How long to rest before a run of `run_ns`: ten times as long as it, and as long as asked; nothing when not asked.
+pub fn rest(pause_ns: u64, run_ns: f64) -> Duration {
+    if pause_ns == 0 {
+        Duration::ZERO
+    } else {
+        Duration::from_nanos(pause_ns.max((REST_FACTOR * run_ns) as u64))
+    }
+}
+
 /// Times one launch, the sets taken in turn.
 pub fn time(gpu: &Gpu, sets: &[Vec<Launch>], rule: &StoppingRule) -> CudaResult<Times> {
     time_watched(gpu, sets, rule, || {})
@@ -99,7 +120,9 @@ pub fn time_watched(
     sustain(gpu, &graph, rule.warm_up_ns)?;
     at_edges();
 
-    let is_long = estimate * launches as f64 > LONG_REPLAY_NS;
+    let run_ns = estimate * launches as f64;
+    let is_long = run_ns > LONG_REPLAY_NS;
+    let pause = rest(rule.pause_ns, run_ns);
     let began = Instant::now();
     let mut times_ns = Vec::new();
     loop {
@@ -107,7 +130,11 @@ pub fn time_watched(
         let room = rule.max_samples.max(1) - times_ns.len() as u32;
         let longest = if is_long { 1 } else { MAX_QUEUED };
         let count = missing.max(4).min(room).min(longest);
-        let replays = replay(gpu, &graph, count, is_long)?;
+        let replays = if pause.is_zero() {
+            replay(gpu, &graph, count, is_long)?
+        } else {
+            replay_rested(gpu, &graph, count, pause)?
+        };
         times_ns.extend(replays.into_iter().map(|ns| ns / launches as f64));
         let n = times_ns.len() as u32;
         let stop = if n >= rule.min_samples && is_precise(&times_ns, rule.max_relative_error) {

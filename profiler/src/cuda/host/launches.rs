@@ -82,6 +82,7 @@ pub fn gap(gpu: &Gpu, launch: &Launch) -> CudaResult<TimeStats> {
         max_relative_error: 0.0,
         time_limit_ns: 1_000_000_000,
         warm_up_ns: 0,
+        pause_ns: 0,
     };
     stats(&timing::time(gpu, &[vec![launch.clone()]], &rule)?.times_ns)
 }
