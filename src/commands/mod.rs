@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+mod advice;
 mod bundle;
 mod bundle_diff;
 mod bundle_efficiency;

@@ -10,7 +10,7 @@ use plumbline_schema::ModelSpec;
 use serde::Serialize;
 
 use crate::{
-    commands::bundle_efficiency::shares,
+    commands::{advice::TrainedAdvisor, bundle_efficiency::shares},
     exit::Exit,
     failure::Failure,
     output::{Bar, Output, Table, Text, percent},
@@ -116,8 +116,10 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     options.grid = !args.no_grid;
     options.resume = args.resume;
     let mut device = open(args.device, args.seed)?;
+    let mut advisor = TrainedAdvisor::new(device.spec().clone());
     let bar = output.bar(0);
-    let outcome = profile(device.as_mut(), &options, None, &mut |progress| show(&bar, &progress))?;
+    let outcome =
+        profile(device.as_mut(), &options, Some(&mut advisor), &mut |progress| show(&bar, &progress))?;
     drop(bar);
     let report = report(&outcome);
     output.print(&report, || text(&report))?;

@@ -1,8 +1,10 @@
 //! Samples to predictors: the data set, the regression forest and the honest error of what it learned.
 //!
 //! Start with [`train()`], which takes samples to predictors and a report; [`dataset`] says which samples are
-//! refused, [`evaluate`] how errors are measured, [`forest`] how the forest is grown.
+//! refused, [`evaluate`] how errors are measured, [`forest`] how the forest is grown,
+//! [`advise`] where to measure next.
 
+pub mod advise;
 mod baseline;
 pub mod dataset;
 mod error;

@@ -1,5 +1,7 @@
 //! Training on a known law, and what its predictors promise.
 
+mod advising;
 mod law;
 mod predicting;
+mod replay;
 mod training;
