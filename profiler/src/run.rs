@@ -6,7 +6,8 @@ use std::{
 };
 
 use plumbline_bundles::{
-    BundleWriter, CurvePoint, Evidence, FormatVersion, GpuState, Manifest, Sample, StopReason, bundle,
+    BundleWriter, CacheState, CurvePoint, Evidence, FormatVersion, GpuState, Manifest, Sample, StopReason,
+    bundle,
 };
 use plumbline_schema::{GpuSpec, Operator, roofline::floor_ns};
 
@@ -322,7 +323,12 @@ impl<'a> Run<'a> {
             self.curve.push(CurvePoint { elapsed_s: elapsed.as_secs_f64(), num_samples: known.len(), error });
         }
         let Some(round) = looks.round() else { return };
-        let open: Vec<usize> = todo.points().iter().copied().filter(|&p| !is_held_out(p)).collect();
+        // The other cache state is measured to show the difference; predictors do not learn from it.
+        let is_asked = |&point: &usize| {
+            let planned = &plan.points[point];
+            !planned.is_held_out && planned.cache == CacheState::in_model(planned.point.operator)
+        };
+        let open: Vec<usize> = todo.points().iter().copied().filter(is_asked).collect();
         if open.is_empty() {
             return;
         }

@@ -24,7 +24,7 @@ impl<T: OperatorTimes + ?Sized> OperatorTimes for &T {
 /// Extrapolates outside the measured domain; such times are tagged and show in [`Coverage`].
 impl OperatorTimes for Predictors {
     fn predict(&self, operator: Operator, shape: &OperatorShape) -> Result<Prediction, PredictError> {
-        Predictors::predict(self, operator, shape, OutOfDomain::Extrapolate)
+        self.predict_in_step(operator, shape, OutOfDomain::Extrapolate)
     }
 }
 
@@ -39,7 +39,7 @@ pub struct BundleTimes<'a> {
 
 impl OperatorTimes for BundleTimes<'_> {
     fn predict(&self, operator: Operator, shape: &OperatorShape) -> Result<Prediction, PredictError> {
-        self.predictors.predict(operator, shape, self.out_of_domain)
+        self.predictors.predict_in_step(operator, shape, self.out_of_domain)
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use plumbline_bundles::{Bundle, HostCosts, Inspection, TimeStats, VerifyReport, inspect::OperatorSummary};
 use plumbline_schema::Nanos;
 
-use super::{bundle_diff, bundle_efficiency, bundle_lint};
+use super::{bundle_diff, bundle_efficiency, bundle_judge, bundle_lint};
 use crate::{
     data,
     exit::Exit,
@@ -27,6 +27,7 @@ enum Verb {
     Diff(bundle_diff::DiffArgs),
     Stats(bundle_diff::StatsArgs),
     Efficiency(bundle_efficiency::Args),
+    Judge(bundle_judge::Args),
 }
 
 /// Say what a bundle holds: machine, operators with their points and errors, host costs, engine profiles
@@ -55,6 +56,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         Verb::Diff(args) => bundle_diff::run_diff(args, output),
         Verb::Stats(args) => bundle_diff::run_stats(args, output),
         Verb::Efficiency(args) => bundle_efficiency::run(args, output),
+        Verb::Judge(args) => bundle_judge::run(args, output),
         Verb::Inspect(args) => {
             let inspection = Bundle::open(&data::bundle(&args.bundle)?)?.inspect()?;
             output.print(&inspection, || inspection_text(&inspection))?;

@@ -4,6 +4,7 @@ mod advice;
 mod bundle;
 mod bundle_diff;
 mod bundle_efficiency;
+mod bundle_judge;
 mod bundle_lint;
 mod calibrate;
 mod compare;

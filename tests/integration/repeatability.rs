@@ -12,9 +12,9 @@ use plumbline_schema::Operator;
 /// Least share of an operator's points whose two times are within 5 % of each other, out of 95 % that are aimed at, and
 /// whether both profiles timed the same kernel.
 ///
-/// Between the two, the kernels of embedding, rms_norm and kv_cache_write became faster, and the profiler learned to let the GPU
-/// rest before launches that draw much power. What misses otherwise: hot buffers that half fill the L2 cache (silu_mul,
-/// sample), and products of 200 to 500 tokens, which the first profile timed back to back.
+/// Between the two, the kernels of `embedding`, `rms_norm` and `kv_cache_write` became faster, and the profiler learned to let the GPU
+/// rest before launches that draw much power. What misses otherwise: hot buffers that half fill the L2 cache (`silu_mul`,
+/// `sample`), and products of 200 to 500 tokens, which the first profile timed back to back.
 const LEAST_SHARES: [(Operator, f64, bool); 13] = [
     (Operator::Embedding, 0.95, false),
     (Operator::RmsNorm, 0.50, false),

@@ -12,6 +12,7 @@ pub mod evaluate;
 mod fit;
 pub mod forest;
 mod job;
+pub mod judge;
 pub mod train;
 
 pub use error::TrainError;

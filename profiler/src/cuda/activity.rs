@@ -425,7 +425,7 @@ mod tests {
         // Whole rounds of the sets.
         assert_eq!(launches_in_graph(100_000.0, 3), 6);
         assert_eq!(launches_in_graph(1e6, 384), 384);
-        assert_eq!((num_runs(1e3), num_runs(2e6), num_runs(1e9)), (MAX_RUNS, 7, MIN_RUNS));
+        assert_eq!((num_runs(1e3), num_runs(30e6), num_runs(1e9)), (MAX_RUNS, 8, MIN_RUNS));
     }
 
     #[test]
