@@ -104,6 +104,8 @@ pub struct ProfileOutcome {
     pub num_planned: usize,
     /// Points measured.
     pub num_measured: usize,
+    /// What the models can ask for within the envelope and the plan does not cover, in words.
+    pub uncovered: Vec<String>,
     /// Points left out as the budget was spent; not counted as incomplete.
     pub num_left_out: usize,
     /// Points measured more than once, as the first attempt was doubtful.

@@ -501,6 +501,7 @@ impl<'a> Run<'a> {
             bundle,
             num_planned: self.plan.points.len(),
             num_measured: samples.len(),
+            uncovered: self.plan.uncovered.iter().map(ToString::to_string).collect(),
             num_left_out: counts.left_out,
             num_measured_again: counts.measured_again,
             num_throttled: counts.throttled,

@@ -6,7 +6,7 @@ use plumbline_bundles::{CurvePoint, Efficiency};
 use plumbline_profiler::{
     CudaDevice, Device, FakeDevice, ProfileOptions, ProfileOutcome, Progress, Stage, profile,
 };
-use plumbline_schema::ModelSpec;
+use plumbline_schema::{ModelSpec, Workload};
 use serde::Serialize;
 
 use crate::{
@@ -41,6 +41,10 @@ pub struct Args {
     /// Measure for this long, like 90s, 5m or 1h, at the points that the predictors are least sure of
     #[arg(long, value_name = "TIME", value_parser = parse_budget)]
     budget: Option<Duration>,
+
+    /// Plan for requests as long as this workload's too
+    #[arg(long, value_name = "FILE")]
+    workload: Option<PathBuf>,
 
     /// Only the models' own shapes: other models cannot be predicted then
     #[arg(long)]
@@ -92,6 +96,7 @@ struct Report {
     gpu: String,
     num_planned: usize,
     num_measured: usize,
+    uncovered: Vec<String>,
     num_left_out: usize,
     num_measured_again: usize,
     num_throttled: usize,
@@ -115,6 +120,10 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     options.budget = args.budget;
     options.grid = !args.no_grid;
     options.resume = args.resume;
+    if let Some(path) = &args.workload {
+        let asked = options.envelope.of_workload(&Workload::read(path)?);
+        options.envelope.max_model_len = options.envelope.max_model_len.max(asked.max_model_len);
+    }
     let mut device = open(args.device, args.seed)?;
     let mut advisor = TrainedAdvisor::new(device.spec().clone());
     let bar = output.bar(0);
@@ -155,6 +164,7 @@ fn report(outcome: &ProfileOutcome) -> Report {
         gpu: manifest.gpu.name.clone(),
         num_planned: outcome.num_planned,
         num_measured: outcome.num_measured,
+        uncovered: outcome.uncovered.clone(),
         num_left_out: outcome.num_left_out,
         num_measured_again: outcome.num_measured_again,
         num_throttled: outcome.num_throttled,
@@ -185,6 +195,9 @@ fn text(report: &Report) -> String {
     ));
     for line in &report.incomplete {
         text.line(format_args!("not measured: {line}"));
+    }
+    for line in &report.uncovered {
+        text.line(format_args!("asked for, and not covered by the plan: {line}"));
     }
     if !report.curve.is_empty() {
         let mut table = Table::new(&["time", "samples", "held out", "error p50", "p90", "worst operator"]);
