@@ -23,7 +23,7 @@ pub struct CurveError {
 /// The error after some time of measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
-    /// Since the first point was begun, s.
+    /// Since the run began, ceilings, host costs and checks included, s.
     pub elapsed_s: f64,
     /// Samples that the predictors were fitted on.
     pub num_samples: usize,

@@ -68,9 +68,9 @@ pub struct Evidence {
     pub during: Vec<GpuState>,
     /// After the last measurement.
     pub after: GpuState,
-    /// Largest memory bandwidth seen in a device copy (bytes read plus written), bytes/s.
+    /// Median memory bandwidth of a large device copy (bytes read plus written), bytes/s.
     pub copy_bandwidth_bytes_per_s: Option<f64>,
-    /// Largest rate seen in a large bf16 matrix product, FLOP/s.
+    /// Median rate of a large bf16 matrix product, each after a rest, FLOP/s.
     pub matmul_flops_per_s: Option<f64>,
     /// What could not be read or measured, in words.
     pub notes: Vec<String>,

@@ -17,9 +17,9 @@ const LIMITS_PCT: [(&str, f64); 4] = [("ttft", 12.0), ("itl", 8.0), ("tpot", 8.0
 /// tables hold no token times of these requests, so TPOT stands for the gaps between tokens.
 const SARATHI_LIMITS_PCT: [(&str, f64); 2] = [("ttft", 5.0), ("tpot", 3.0)];
 
-/// Misses that are known: one step of each of these real runs took 27 to 70 ms more than its like, which all of a few
-/// dozen gaps share, and prefills in a row ran slower there than the slowdown under a lasting load that the bundle's own
-/// GPU showed (docs/performance.md). They must not grow.
+/// Misses that are known, and what is known of them is in docs/engine-profiles.md: one step of each of these real runs took
+/// 27 to 70 ms more than its like, which all of a few dozen gaps share; decodes of 128 took 1.09 times the prediction. They
+/// must not grow.
 const KNOWN_MISSES_PCT: [(&str, &str, f64); 5] = [
     ("llama3-8b-graph/static-b4-p4096", "tpot", 16.0),
     ("llama3-8b-graph/static-b4-p4096", "e2e", 10.0),
