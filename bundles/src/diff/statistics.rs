@@ -87,7 +87,7 @@ fn weighted_median(sorted: &[(f64, usize)], counts: &[u64]) -> f64 {
 /// Two-sided p-value of Wilcoxon's signed-rank test that `values` scatter symmetrically around 0.
 ///
 /// With one value per cluster the null hypothesis is that swapping the two profiles within a cluster changes nothing.
-/// That holds for any distribution of the noise, and no other assumption is made: up to [`MAX_EXACT`] values every
+/// That holds for any distribution of the noise, and no other assumption is made: up to `MAX_EXACT` values every
 /// assignment of signs is counted. Against the sign test it also uses how far values lie from 0. Zeros are left out,
 /// ties share their mean rank (Hollander and Wolfe 1999, section 3.1).
 #[must_use]

@@ -1,7 +1,7 @@
 //! Judging a bundle: what in it cannot be true, what is doubtful, what is missing, and a grade with its reasons.
 //!
 //! [`verify`](crate::verify) asks whether a bundle is the one that was written; [`lint()`] asks whether it deserves
-//! belief. Start with [`report`] (what is found), [`grade`] (how the grade follows) and [`times`] (which times are
+//! belief. Start with `report` (what is found), `grade` (how the grade follows) and `times` (which times are
 //! doubtful); each other file holds one family of rules.
 
 mod attention;
