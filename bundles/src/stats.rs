@@ -46,6 +46,20 @@ impl TimeStats {
         })
     }
 
+    /// The statistics of times `factor` as long.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        Self {
+            n: self.n,
+            min_ns: self.min_ns * factor,
+            p50_ns: self.p50_ns * factor,
+            mean_ns: self.mean_ns * factor,
+            p95_ns: self.p95_ns * factor,
+            max_ns: self.max_ns * factor,
+            std_ns: self.std_ns * factor,
+        }
+    }
+
     /// Checks that the numbers can be statistics of positive times: finite, above 0 and in order.
     ///
     /// # Errors

@@ -209,17 +209,7 @@ impl Parts {
 }
 
 fn scale(sample: &mut Sample, factor: f64) {
-    let stats = &mut sample.stats;
-    for time in [
-        &mut stats.min_ns,
-        &mut stats.p50_ns,
-        &mut stats.mean_ns,
-        &mut stats.p95_ns,
-        &mut stats.max_ns,
-        &mut stats.std_ns,
-    ] {
-        *time *= factor;
-    }
+    sample.stats = sample.stats.scaled(factor);
 }
 
 fn predictor(operator: Operator, samples: &[Sample]) -> Option<OperatorPredictor> {

@@ -1,8 +1,8 @@
 //! The seam between what is measured and what measures: a GPU through CUDA, or a fake with a known law.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, StopReason, TimeStats};
+use plumbline_bundles::{CacheState, DeviceIdentity, GpuState, HostCosts, Sample, StopReason, TimeStats};
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch};
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +87,32 @@ pub struct Measurement {
     pub kernel: String,
     /// Why the repetition ended.
     pub stop: StopReason,
+}
+
+impl Measurement {
+    /// The sample of a point measured so, at the first attempt and without flags.
+    #[must_use]
+    pub fn into_sample(self, point: &Point, cache: CacheState) -> Sample {
+        let throttle: BTreeSet<&str> = [&self.before, &self.after]
+            .iter()
+            .flat_map(|state| state.throttle_reasons.iter().map(String::as_str))
+            .collect();
+        Sample {
+            operator: point.operator,
+            shape: point.shape,
+            batch: point.batch.clone(),
+            cache,
+            stats: self.stats,
+            stop: Some(self.stop),
+            num_attempts: 1,
+            sm_clock_mhz: self.after.sm_clock_mhz,
+            memory_clock_mhz: self.after.memory_clock_mhz,
+            power_w: self.after.power_w,
+            throttle: throttle.into_iter().collect::<Vec<_>>().join("|"),
+            kernel: self.kernel,
+            flags: String::new(),
+        }
+    }
 }
 
 /// How a numeric check against the f64 reference went.

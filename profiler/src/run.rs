@@ -1,7 +1,7 @@
 //! One run: machine, checks, points in rounds, and what is written of them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -381,25 +381,8 @@ impl<'a> Run<'a> {
         let now = self.elapsed().as_millis() as u64;
         self.readings.take_when_due(Instant::now(), || GpuState { at_ms: now, ..measurement.after.clone() });
         let flags = self.flags(point, &measurement, &doubts);
-        let throttle: BTreeSet<&str> = [&measurement.before, &measurement.after]
-            .iter()
-            .flat_map(|state| state.throttle_reasons.iter().map(String::as_str))
-            .collect();
-        Ok(Sample {
-            operator: point.operator,
-            shape: point.shape,
-            batch: point.batch.clone(),
-            cache: *cache,
-            stats: measurement.stats,
-            stop: Some(measurement.stop),
-            num_attempts,
-            sm_clock_mhz: measurement.after.sm_clock_mhz,
-            memory_clock_mhz: measurement.after.memory_clock_mhz,
-            power_w: measurement.after.power_w,
-            throttle: throttle.into_iter().collect::<Vec<_>>().join("|"),
-            kernel: measurement.kernel,
-            flags: flags.join("|"),
-        })
+        let sample = measurement.into_sample(point, *cache);
+        Ok(Sample { num_attempts, flags: flags.join("|"), ..sample })
     }
 
     /// Cross-checks and lasting loads; nothing that goes wrong here spoils what was measured.

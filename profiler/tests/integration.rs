@@ -347,6 +347,19 @@ fn progress_only_moves_on() {
 }
 
 #[test]
+fn launches_that_draw_much_power_are_sampled_less_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(folder.path(), FakeDevice::new(1)).unwrap();
+    let samples = outcome.bundle.operator_samples(Operator::GateUpProj).unwrap();
+    let num_samples = |m: u32| {
+        let found = samples.iter().find(|s| matches!(s.shape, OperatorShape::Gemm { m: of, .. } if of == m));
+        found.unwrap().stats.n
+    };
+    // One token is bound by the weights' bytes; 300 are as much arithmetic as bytes.
+    assert!(num_samples(1) >= 10 && num_samples(300) < 10, "{} and {}", num_samples(1), num_samples(300));
+}
+
+#[test]
 fn cold_and_hot_follow_the_law() {
     let folder = tempfile::tempdir().unwrap();
     let outcome = run(folder.path(), FakeDevice::new(1)).unwrap();

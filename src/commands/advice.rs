@@ -64,21 +64,7 @@ mod tests {
         let (known, open): (Vec<_>, Vec<_>) = own.partition(|planned| rank(planned).is_multiple_of(3));
         let mut measure = |point: &Point, cache| {
             let measurement = device.measure(point, cache, &StoppingRule::default()).unwrap();
-            Sample {
-                operator: point.operator,
-                shape: point.shape,
-                batch: point.batch.clone(),
-                cache,
-                stats: measurement.stats,
-                stop: Some(measurement.stop),
-                num_attempts: 1,
-                sm_clock_mhz: None,
-                memory_clock_mhz: None,
-                power_w: None,
-                throttle: String::new(),
-                kernel: measurement.kernel,
-                flags: String::new(),
-            }
+            measurement.into_sample(point, cache)
         };
         let samples: Vec<Sample> = known.iter().map(|p| measure(&p.point, p.cache)).collect();
         let held_out: Vec<Sample> = open.iter().step_by(5).map(|p| measure(&p.point, p.cache)).collect();

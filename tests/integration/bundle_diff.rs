@@ -60,17 +60,7 @@ fn change(bundle: &Path, operators: &[Operator], mut change: impl FnMut(&mut Sam
 }
 
 fn scale(sample: &mut Sample, factor: f64) {
-    let stats = &mut sample.stats;
-    for time in [
-        &mut stats.min_ns,
-        &mut stats.p50_ns,
-        &mut stats.mean_ns,
-        &mut stats.p95_ns,
-        &mut stats.max_ns,
-        &mut stats.std_ns,
-    ] {
-        *time *= factor;
-    }
+    sample.stats = sample.stats.scaled(factor);
 }
 
 #[test]

@@ -210,6 +210,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_rest_is_as_long_as_asked_and_ten_times_the_run() {
+        assert_eq!(rest(0, 1e9), Duration::ZERO, "none was asked for");
+        assert_eq!(rest(12_000_000, 400_000.0), Duration::from_millis(12));
+        assert_eq!(rest(12_000_000, 3e6), Duration::from_millis(30));
+    }
+
+    #[test]
     fn precision_is_the_standard_error_of_the_mean() {
         // Mean 100, standard deviation 10, standard error 5 of four.
         let times = [90.0, 110.0, 100.0 - 50f64.sqrt(), 100.0 + 50f64.sqrt()];

@@ -94,22 +94,7 @@ impl Pool {
                 let rule = StoppingRule::default();
                 let measurement =
                     device.measure(&planned.point, planned.cache, &rule).expect("a device without faults");
-                let Point { operator, shape, batch } = planned.point.clone();
-                Sample {
-                    operator,
-                    shape,
-                    batch,
-                    cache: planned.cache,
-                    stats: measurement.stats,
-                    stop: Some(measurement.stop),
-                    num_attempts: 1,
-                    sm_clock_mhz: None,
-                    memory_clock_mhz: None,
-                    power_w: None,
-                    throttle: String::new(),
-                    kernel: measurement.kernel,
-                    flags: String::new(),
-                }
+                measurement.into_sample(&planned.point, planned.cache)
             })
             .collect();
         Self { gpu: FakeDevice::gpu_spec(), samples: unique(samples) }
