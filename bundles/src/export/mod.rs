@@ -1,0 +1,3 @@
+//! Predicted times as other tools' profiling tables.
+
+pub mod vidur;
