@@ -4,7 +4,7 @@ use clap::Subcommand;
 use plumbline_bundles::{Bundle, HostCosts, Inspection, TimeStats, VerifyReport, inspect::OperatorSummary};
 use plumbline_schema::Nanos;
 
-use super::{bundle_diff, bundle_efficiency, bundle_judge, bundle_lint};
+use super::{bundle_diff, bundle_efficiency, bundle_export, bundle_import, bundle_judge, bundle_lint};
 use crate::{
     data,
     exit::Exit,
@@ -28,6 +28,8 @@ enum Verb {
     Stats(bundle_diff::StatsArgs),
     Efficiency(bundle_efficiency::Args),
     Judge(bundle_judge::Args),
+    Import(bundle_import::Args),
+    Export(bundle_export::Args),
 }
 
 /// Say what a bundle holds: machine, operators with their points and errors, host costs, engine profiles
@@ -57,6 +59,8 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         Verb::Stats(args) => bundle_diff::run_stats(args, output),
         Verb::Efficiency(args) => bundle_efficiency::run(args, output),
         Verb::Judge(args) => bundle_judge::run(args, output),
+        Verb::Import(args) => bundle_import::run(args, output),
+        Verb::Export(args) => bundle_export::run(args, output),
         Verb::Inspect(args) => {
             let inspection = Bundle::open(&data::bundle(&args.bundle)?)?.inspect()?;
             output.print(&inspection, || inspection_text(&inspection))?;

@@ -4,6 +4,8 @@ mod advice;
 mod bundle;
 mod bundle_diff;
 mod bundle_efficiency;
+mod bundle_export;
+mod bundle_import;
 mod bundle_judge;
 mod bundle_lint;
 mod calibrate;

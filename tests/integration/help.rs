@@ -25,6 +25,8 @@ fn help_texts_are_as_reviewed() {
         ["bundle", "diff"],
         ["bundle", "stats"],
         ["bundle", "efficiency"],
+        ["bundle", "import"],
+        ["bundle", "export"],
         ["workload", "inspect"],
     ] {
         check(&verb);

@@ -6,6 +6,7 @@ mod efficiency;
 mod fixture;
 mod help;
 mod host;
+mod import;
 mod left_out;
 mod lint;
 mod mutation;

@@ -9,7 +9,10 @@ use super::{
     cells::{CellFault, RESOLUTION_NS, SHORTEST_KERNEL_NS, SourceTime, UnitCheck, ceiling_ns, median_ns},
     tables::{Row, Table, time_column},
 };
-use crate::samples::{CacheState, Sample};
+use crate::{
+    samples::{CacheState, Sample},
+    stats::TimeStats,
+};
 
 /// A sample to be made of a row: its shape, and the columns that its time is the sum of.
 #[derive(Clone, Debug)]
@@ -157,7 +160,8 @@ impl<'a> Collector<'a> {
         // A draft has at least one source.
         let first = times.next().unwrap_or_else(|| SourceTime::read(row, ""))?;
         let time = times.try_fold(first, |sum, time| time.map(|time| sum.plus(time)))?;
-        let stats = time.stats();
+        let floor = floor_ns(&draft.shape, self.gpu);
+        let stats = lifted(time.stats(), floor);
         self.check_physics(draft, stats.p50_ns, "median")?;
         self.check_physics(draft, stats.min_ns, "min")?;
         Ok(Sample {
@@ -192,6 +196,20 @@ impl<'a> Collector<'a> {
         };
         let column = time_column(&draft.sources.join(" + "), statistic);
         Err(CellFault { column, expected, found: ms(time_ns).to_string(), policy })
+    }
+}
+
+/// Statistics of which a time at the floor is not below it: from ms to ns it may lose its last bits.
+fn lifted(stats: TimeStats, floor: f64) -> TimeStats {
+    const ROUNDING: f64 = 1e-9;
+    let lift = |ns: f64| if ns < floor && ns >= floor * (1.0 - ROUNDING) { floor } else { ns };
+    TimeStats {
+        min_ns: lift(stats.min_ns),
+        p50_ns: lift(stats.p50_ns),
+        mean_ns: lift(stats.mean_ns),
+        p95_ns: lift(stats.p95_ns),
+        max_ns: lift(stats.max_ns),
+        ..stats
     }
 }
 
