@@ -244,7 +244,10 @@ fn predictor(operator: Operator, samples: &[Sample]) -> Option<OperatorPredictor
             max_features: 1,
             pooled: false,
             interpolates_residuals: false,
+            forest_share: 1.0,
+            has_steps: true,
         },
+        transferred_from: None,
     })
 }
 

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::{
     dataset::{self, OperatorRows, Row},
     evaluate::{Folds, folds},
-    fit::fit,
+    fit::{Residuals, fit},
     train::{MIN_SHAPES, TrainOptions},
 };
 
@@ -212,7 +212,10 @@ impl Group {
     ) -> Option<OperatorPredictor> {
         let left_out: HashSet<usize> = fold.iter().copied().collect();
         let rows = self.rows.iter().enumerate().filter(|(i, _)| !left_out.contains(i)).map(|(_, row)| row);
-        fit(self.operator, &rows.collect::<Vec<_>>(), interpolates, gpu, options).ok()
+        let rows: Vec<&Row> = rows.collect();
+        let residuals =
+            if interpolates { Residuals::Beside { forest_share: 1.0 } } else { Residuals::Unused };
+        Some(fit(self.operator, &rows, true, gpu, options).ok()?.with_residuals(&rows, residuals))
     }
 }
 

@@ -102,6 +102,14 @@ pub enum TrainError {
         /// Its range.
         expected: &'static str,
     },
+    /// A share outside its range.
+    #[error("{name} = {value}, expected above 0 and at most 1")]
+    InvalidShare {
+        /// The option.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+    },
     /// The forest could not be grown.
     #[error("operator `{operator}`")]
     Forest {

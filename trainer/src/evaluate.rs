@@ -77,6 +77,7 @@ pub fn summarise(predicted: &[f64], measured: &[f64]) -> Option<ErrorSummary> {
         mean,
         p50: percentile_of_sorted(&sorted, 0.5),
         p90: percentile_of_sorted(&sorted, 0.9),
+        p99: percentile_of_sorted(&sorted, 0.99),
         max: *sorted.last()?,
         bias: signed.iter().sum::<f64>() / signed.len() as f64,
     })

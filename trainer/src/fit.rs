@@ -19,18 +19,32 @@ use crate::{
     train::TrainOptions,
 };
 
-/// Fits baseline, forest and, where asked, residuals to rows.
+/// How neighbours of a layout count beside the forest; see [`HyperParameters`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Residuals {
+    /// The forest alone.
+    Unused,
+    /// What this share of the forest's answer leaves is interpolated between neighbours.
+    Beside { forest_share: f64 },
+}
+
+/// A predictor with its forest, and what its rows' targets are, so that residuals can be set without growing it again.
+pub(crate) struct Fitted {
+    predictor: OperatorPredictor,
+    data: Dataset<f64, f64, ndarray::Ix1>,
+}
+
+/// Fits baseline and forest to rows.
 ///
 /// The error, interval and digest are the caller's to fill in.
 pub(crate) fn fit(
     operator: Operator,
     rows: &[&Row],
-    interpolates_residuals: bool,
+    has_steps: bool,
     gpu: &GpuSpec,
     options: &TrainOptions,
-) -> Result<OperatorPredictor, TrainError> {
-    let mut predictor = unfitted(operator, rows, gpu, options);
-    predictor.hyper_parameters.interpolates_residuals = interpolates_residuals;
+) -> Result<Fitted, TrainError> {
+    let mut predictor = unfitted(operator, rows, has_steps, gpu, options);
     let data = to_dataset(&predictor, rows, gpu);
     let hyper = predictor.hyper_parameters;
     let params = RandomForestRegressorParams::new()
@@ -42,15 +56,31 @@ pub(crate) fn fit(
     let model: RandomForestRegressor =
         params.fit(&data).map_err(|source| TrainError::Forest { operator, source })?;
     predictor.forest = model.into();
-    if interpolates_residuals {
-        set_residuals(&mut predictor, rows, &data);
+    Ok(Fitted { predictor, data })
+}
+
+impl Fitted {
+    /// The predictor with residuals; `rows` are those that it was fitted to.
+    pub(crate) fn with_residuals(&self, rows: &[&Row], residuals: Residuals) -> OperatorPredictor {
+        let mut predictor = self.predictor.clone();
+        if let Residuals::Beside { forest_share } = residuals {
+            predictor.hyper_parameters.interpolates_residuals = true;
+            predictor.hyper_parameters.forest_share = forest_share;
+            set_residuals(&mut predictor, rows, &self.data);
+        }
+        predictor
     }
-    Ok(predictor)
 }
 
 /// The predictor with its baseline and domain, but no forest.
-fn unfitted(operator: Operator, rows: &[&Row], gpu: &GpuSpec, options: &TrainOptions) -> OperatorPredictor {
-    let baseline = baseline::fit(operator, rows, gpu);
+fn unfitted(
+    operator: Operator,
+    rows: &[&Row],
+    has_steps: bool,
+    gpu: &GpuSpec,
+    options: &TrainOptions,
+) -> OperatorPredictor {
+    let baseline = baseline::fit(operator, rows, has_steps, gpu);
     let parts = part_names(operator).iter().zip(&baseline.coefficients);
     let names = feature_names(operator);
     let unknown = RatioRange { low: 1.0, high: 1.0 };
@@ -77,11 +107,13 @@ fn unfitted(operator: Operator, rows: &[&Row], gpu: &GpuSpec, options: &TrainOpt
             num_trees: options.num_trees as u32,
             max_depth: options.max_depth as u32,
             min_samples_leaf: options.min_samples_leaf as u32,
-            // Rows are few: half of the features keep trees different without starving them.
-            max_features: names.len().div_ceil(2) as u32,
+            max_features: (options.features_share * names.len() as f64).ceil().max(1.0) as u32,
             pooled: operator.is_gemm(),
             interpolates_residuals: false,
+            forest_share: 1.0,
+            has_steps,
         },
+        transferred_from: None,
     }
 }
 
@@ -101,12 +133,13 @@ fn to_dataset(
     Dataset::new(records, rows.iter().map(target).collect::<Array1<f64>>())
 }
 
-/// Writes what the forest leaves of each row into the domain, whose shapes are those rows, sorted.
+/// Writes what the forest's share leaves of each row into the domain, whose shapes are those rows, sorted.
 fn set_residuals(predictor: &mut OperatorPredictor, rows: &[&Row], data: &Dataset<f64, f64, ndarray::Ix1>) {
+    let share = predictor.hyper_parameters.forest_share;
     let mut by_shape = BTreeMap::new();
     for ((row, record), target) in rows.iter().zip(data.records().rows()).zip(data.targets()) {
         let record: Vec<f32> = record.iter().map(|&value| value as f32).collect();
-        by_shape.insert(row.values.as_slice(), (target - predictor.forest.predict(&record)) as f32);
+        by_shape.insert(row.values.as_slice(), (target - share * predictor.forest.predict(&record)) as f32);
     }
     let width = predictor.domain.columns.len();
     let shapes = predictor.domain.shapes.chunks_exact(width);

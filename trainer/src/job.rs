@@ -2,17 +2,22 @@
 
 use plumbline_bundles::{
     OperatorPredictor,
+    features::batch_columns,
     predictor::{Domain, ErrorSummary, HeldOutError, Interval, RatioRange},
 };
-use plumbline_schema::{GpuSpec, Operator, roofline::roofline_ns};
+use plumbline_schema::{
+    GpuSpec, Operator, OperatorShape,
+    roofline::{floor_ns, roofline_ns},
+};
 use rayon::prelude::*;
 
 use crate::{
+    baseline::has_optional_steps,
     dataset::{self, OperatorRows, Row},
     error::TrainError,
     evaluate::{Folds, folds, layout_folds, ratio_range, summarise},
-    fit::fit,
-    train::{OperatorReport, TrainOptions, Trial},
+    fit::{Residuals, fit},
+    train::{HeldOutPoint, HeldOutWay, OperatorReport, TrainOptions, Trial},
 };
 
 /// Most folds of whole layouts: with many, most of a layout's neighbours remain when it is held out.
@@ -38,9 +43,18 @@ pub(crate) struct Trained {
     tried: Vec<Trial>,
 }
 
+/// A way of training that is tried.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Way {
+    has_steps: bool,
+    residuals: Residuals,
+}
+
 /// Predictions of rows by a model that never saw them, ns; `None` for rows that were not judged.
 struct HeldOut {
     predicted: Vec<Option<f64>>,
+    /// Fold of each row.
+    fold: Vec<usize>,
 }
 
 impl HeldOut {
@@ -53,6 +67,15 @@ impl HeldOut {
     fn summary(&self, rows: &[Row], is_wanted: impl Fn(&Row) -> bool) -> Option<ErrorSummary> {
         let (predicted, measured) = self.pairs(rows, is_wanted);
         summarise(&predicted, &measured)
+    }
+
+    /// The range of `measured / predicted` of all judged rows but those of a fold: what that fold's rows are told, who
+    /// must not have a say in it. 1 alone when there are none.
+    fn range_without(&self, rows: &[Row], fold: usize, coverage: f64) -> RatioRange {
+        let others = self.predicted.iter().zip(&self.fold).zip(rows).filter(|((_, own), _)| **own != fold);
+        let pairs = others.filter_map(|((predicted, _), row)| predicted.map(|ns| (ns, row.time_ns)));
+        let (predicted, measured): (Vec<f64>, Vec<f64>) = pairs.unzip();
+        ratio_range(&predicted, &measured, coverage)
     }
 }
 
@@ -76,28 +99,32 @@ impl<'a> Job<'a> {
         let (operator, options) = (self.operator(), self.options);
         let seed = options.seed;
         let shuffled_folds = folds(self.rows.len(), options.num_folds, Folds::Shuffled { seed });
-        // Residuals are interpolated along one number only.
-        let ways: &[bool] = if operator == Operator::Attention { &[false] } else { &[false, true] };
+        let blocked_folds = self.blocked_folds();
         let mut tried = Vec::new();
-        let mut best: Option<(f64, bool, HeldOut)> = None;
-        for &interpolates_residuals in ways {
-            let held_out = self.hold_out(interpolates_residuals, &shuffled_folds)?;
-            let mean_error = held_out.summary(&self.rows, |_| true).unwrap_or_default().mean;
-            tried.push(Trial { pooled: operator.is_gemm(), interpolates_residuals, mean_error });
-            if best.as_ref().is_none_or(|(other, ..)| mean_error < *other) {
-                best = Some((mean_error, interpolates_residuals, held_out));
+        let mut best: Option<(f64, Way, HeldOut, HeldOut)> = None;
+        let step_ways: &[bool] = if has_optional_steps(operator) { &[true, false] } else { &[true] };
+        for &has_steps in step_ways {
+            let ways: Vec<Way> =
+                residual_ways(operator).iter().map(|&residuals| Way { has_steps, residuals }).collect();
+            let shuffled = self.hold_out(&ways, &shuffled_folds)?;
+            let blocked = self.hold_out(&ways, &blocked_folds)?;
+            for ((way, shuffled), blocked) in ways.into_iter().zip(shuffled).zip(blocked) {
+                let trial = self.trial(way, &shuffled, &blocked);
+                let score = trial.shuffled_error + trial.blocked_error;
+                tried.push(trial);
+                if best.as_ref().is_none_or(|(other, ..)| score < *other) {
+                    best = Some((score, way, shuffled, blocked));
+                }
             }
         }
-        let Some((_, residuals, shuffled)) = best else { return Err(TrainError::NoSamples) };
-        let blocked = self.hold_out(residuals, &self.blocked_folds())?;
+        let Some((_, way, shuffled, blocked)) = best else { return Err(TrainError::NoSamples) };
         let layout_folds = layout_folds(operator, &self.rows, LAYOUT_FOLDS, seed);
-        let layouts = if layout_folds.len() > 1 {
-            self.hold_out(residuals, &layout_folds)?
-        } else {
-            HeldOut { predicted: vec![None; self.rows.len()] }
-        };
+        let layouts = if layout_folds.len() > 1 { self.hold_out(&[way], &layout_folds)?.pop() } else { None };
+        let none = || HeldOut { predicted: vec![None; self.rows.len()], fold: vec![0; self.rows.len()] };
+        let layouts = layouts.unwrap_or_else(none);
         let rows: Vec<&Row> = self.rows.iter().collect();
-        let mut predictor = fit(operator, &rows, residuals, self.gpu, options)?;
+        let mut predictor =
+            fit(operator, &rows, way.has_steps, self.gpu, options)?.with_residuals(&rows, way.residuals);
         let surrounded = self.surrounded(&layouts, &layout_folds);
         predictor.interval = self.interval(&shuffled, &blocked, &layouts, &surrounded);
         predictor.samples_digest = dataset::digest(&self.sets);
@@ -105,29 +132,68 @@ impl<'a> Job<'a> {
         Ok(Trained { predictor, shuffled, layouts, blocked, tried })
     }
 
-    /// Neighbours by size: a fold is a range of sizes that the others do not cover.
+    fn trial(&self, way: Way, shuffled: &HeldOut, blocked: &HeldOut) -> Trial {
+        let mean = |held_out: &HeldOut| held_out.summary(&self.rows, |_| true).unwrap_or_default().mean;
+        let (interpolates_residuals, forest_share) = match way.residuals {
+            Residuals::Unused => (false, 1.0),
+            Residuals::Beside { forest_share } => (true, forest_share),
+        };
+        Trial {
+            pooled: self.operator().is_gemm(),
+            has_steps: way.has_steps,
+            interpolates_residuals,
+            forest_share,
+            shuffled_error: mean(shuffled),
+            blocked_error: mean(blocked),
+        }
+    }
+
+    /// Neighbours by the tokens of the step (a collective's bytes): a fold is a range of batches that the others do not
+    /// cover in any layout, so it is a gap or an edge.
     fn blocked_folds(&self) -> Vec<Vec<usize>> {
-        let size = |&i: &usize| roofline_ns(&self.rows[i].shape, self.gpu);
+        let size = |&i: &usize| match self.rows[i].shape {
+            OperatorShape::Attention { load, .. } => {
+                (u64::from(load.num_tokens()), load.prefill_kv_tokens + load.decode_kv_tokens)
+            }
+            _ => (self.rows[i].values[batch_columns(self.operator()).start], 0),
+        };
         let mut by_size: Vec<usize> = (0..self.rows.len()).collect();
-        by_size.sort_by(|a, b| size(a).total_cmp(&size(b)));
+        by_size.sort_by_key(size);
         let folds = folds(by_size.len(), self.options.num_folds, Folds::Blocked);
         folds.iter().map(|fold| fold.iter().map(|&place| by_size[place]).collect()).collect()
     }
 
-    /// Predicts each fold's rows by a model of all others.
-    fn hold_out(&self, residuals: bool, folds: &[Vec<usize>]) -> Result<HeldOut, TrainError> {
-        let answers: Vec<Vec<f64>> = folds
+    /// Predicts each fold's rows by models of all others, one for each way; the ways differ in residuals only.
+    fn hold_out(&self, ways: &[Way], folds: &[Vec<usize>]) -> Result<Vec<HeldOut>, TrainError> {
+        let answers: Vec<Vec<Vec<f64>>> = folds
             .par_iter()
             .map(|fold| {
-                let predictor = fit(self.operator(), &self.others(fold), residuals, self.gpu, self.options)?;
-                Ok(fold.iter().map(|&i| predictor.predict(&self.rows[i].shape, self.gpu)).collect())
+                let others = self.others(fold);
+                let has_steps = ways.iter().all(|way| way.has_steps);
+                let fitted = fit(self.operator(), &others, has_steps, self.gpu, self.options)?;
+                let answers = ways.iter().map(|way| {
+                    let predictor = fitted.with_residuals(&others, way.residuals);
+                    fold.iter().map(|&i| predictor.predict(&self.rows[i].shape, self.gpu)).collect()
+                });
+                Ok(answers.collect())
             })
             .collect::<Result<_, TrainError>>()?;
-        let mut predicted = vec![None; self.rows.len()];
-        for (&i, answer) in folds.iter().flatten().zip(answers.into_iter().flatten()) {
-            predicted[i] = Some(answer);
+        let mut fold_of = vec![0; self.rows.len()];
+        for (number, fold) in folds.iter().enumerate() {
+            for &i in fold {
+                fold_of[i] = number;
+            }
         }
-        Ok(HeldOut { predicted })
+        let of_way = |way: usize| {
+            let mut predicted = vec![None; self.rows.len()];
+            for (fold, answers) in folds.iter().zip(&answers) {
+                for (&i, &ns) in fold.iter().zip(&answers[way]) {
+                    predicted[i] = Some(ns);
+                }
+            }
+            HeldOut { predicted, fold: fold_of.clone() }
+        };
+        Ok((0..ways.len()).map(of_way).collect())
     }
 
     /// The rows that are not in a fold.
@@ -152,7 +218,7 @@ impl<'a> Job<'a> {
                 predicted[i] = layouts.predicted[i].filter(|_| is_surrounded);
             }
         }
-        HeldOut { predicted }
+        HeldOut { predicted, fold: layouts.fold.clone() }
     }
 
     fn interval(
@@ -216,5 +282,49 @@ impl<'a> Job<'a> {
             tried: trained.tried.clone(),
         };
         (predictor, report)
+    }
+
+    /// One operator's held-out shapes with what was said of them.
+    pub(crate) fn held_out_of(&self, set: &OperatorRows, trained: &Trained) -> Vec<HeldOutPoint> {
+        let is_own = |row: &Row| set.rows.binary_search_by(|own| own.values.cmp(&row.values)).is_ok();
+        let all = [
+            (HeldOutWay::Shuffled, &trained.shuffled),
+            (HeldOutWay::Blocked, &trained.blocked),
+            (HeldOutWay::Layouts, &trained.layouts),
+        ];
+        let mut points = Vec::new();
+        for (way, held_out) in all {
+            let num_folds = held_out.fold.iter().max().map_or(0, |most| most + 1);
+            let coverage = self.options.coverage;
+            let ranges: Vec<RatioRange> =
+                (0..num_folds).map(|fold| held_out.range_without(&self.rows, fold, coverage)).collect();
+            for (i, row) in self.rows.iter().enumerate().filter(|(_, row)| is_own(row)) {
+                let Some(predicted_ns) = held_out.predicted[i] else { continue };
+                let RatioRange { low, high } = ranges[held_out.fold[i]];
+                points.push(HeldOutPoint {
+                    operator: set.operator,
+                    way,
+                    shape: row.shape,
+                    measured_ns: row.time_ns,
+                    predicted_ns,
+                    low_ns: (predicted_ns * low).max(floor_ns(&row.shape, self.gpu)),
+                    high_ns: predicted_ns * high,
+                });
+            }
+        }
+        points
+    }
+}
+
+/// Ways to use neighbours: residuals are interpolated along one number only, so not for attention.
+fn residual_ways(operator: Operator) -> &'static [Residuals] {
+    match operator {
+        Operator::Attention => &[Residuals::Unused],
+        _ => &[
+            Residuals::Unused,
+            Residuals::Beside { forest_share: 1.0 },
+            Residuals::Beside { forest_share: 0.5 },
+            Residuals::Beside { forest_share: 0.0 },
+        ],
     }
 }

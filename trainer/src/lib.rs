@@ -16,4 +16,6 @@ pub mod judge;
 pub mod train;
 
 pub use error::TrainError;
-pub use train::{OperatorReport, Progress, TrainOptions, TrainOutcome, TrainReport, train};
+pub use train::{
+    HeldOutPoint, HeldOutWay, OperatorReport, Progress, TrainOptions, TrainOutcome, TrainReport, train,
+};

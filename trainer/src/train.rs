@@ -4,7 +4,7 @@ use plumbline_bundles::{
     CacheState, OperatorPredictor, Sample,
     predictor::{ErrorSummary, HeldOutError, HyperParameters, Interval},
 };
-use plumbline_schema::{GpuSpec, Operator, roofline::floor_ns};
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::floor_ns};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -27,6 +27,8 @@ pub struct TrainOptions {
     pub max_depth: usize,
     /// Fewest samples of a leaf, at least 1.
     pub min_samples_leaf: usize,
+    /// Share of the features that each split tries, above 0.0 and at most 1.0.
+    pub features_share: f64,
     /// Folds that errors are measured on, at least 2; fewer where there are fewer shapes.
     pub num_folds: usize,
     /// Share of held-out shapes inside the interval, 0.0 to 1.0.
@@ -35,7 +37,16 @@ pub struct TrainOptions {
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { seed: 0, num_trees: 64, max_depth: 12, min_samples_leaf: 2, num_folds: 5, coverage: 0.9 }
+        Self {
+            seed: 0,
+            num_trees: 32,
+            max_depth: 12,
+            min_samples_leaf: 2,
+            // Rows are few: half of the features keep trees different without starving them.
+            features_share: 0.5,
+            num_folds: 5,
+            coverage: 0.9,
+        }
     }
 }
 
@@ -48,6 +59,9 @@ impl TrainOptions {
         if self.num_folds < 2 {
             let (name, value) = ("num_folds", self.num_folds);
             return Err(TrainError::InvalidOption { name, value, expected: "at least 2" });
+        }
+        if !(self.features_share > 0.0 && self.features_share <= 1.0) {
+            return Err(TrainError::InvalidShare { name: "features_share", value: self.features_share });
         }
         if self.max_depth > 64 {
             let (name, value) = ("max_depth", self.max_depth);
@@ -75,6 +89,39 @@ pub struct TrainOutcome {
     pub predictors: Vec<OperatorPredictor>,
     /// How well they do.
     pub report: TrainReport,
+    /// Every held-out shape that the errors are of, by operator, way and shape.
+    pub held_out: Vec<HeldOutPoint>,
+}
+
+/// How a shape was held out; see [`HeldOutError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldOutWay {
+    /// With others at random.
+    Shuffled,
+    /// With its neighbours.
+    Blocked,
+    /// With all shapes of its layout, where others surround it.
+    Layouts,
+}
+
+/// What a model that never saw a measured shape said of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutPoint {
+    /// The operator.
+    pub operator: Operator,
+    /// How it was held out.
+    pub way: HeldOutWay,
+    /// The shape.
+    pub shape: OperatorShape,
+    /// Measured median, ns.
+    pub measured_ns: f64,
+    /// Predicted time, ns.
+    pub predicted_ns: f64,
+    /// Lower end of the interval, ns, from the errors of the other folds.
+    pub low_ns: f64,
+    /// Upper end of the interval, ns, from the errors of the other folds.
+    pub high_ns: f64,
 }
 
 /// How well the predictors do on shapes that they have not seen.
@@ -113,7 +160,7 @@ pub struct OperatorReport {
     pub interval: Interval,
     /// How the forest was grown.
     pub hyper_parameters: HyperParameters,
-    /// All ways tried, with their mean error on the shuffled folds of all shapes trained on; the lowest was taken.
+    /// All ways tried, with their mean errors over all shapes trained on; the one of the lowest sum was taken.
     pub tried: Vec<Trial>,
 }
 
@@ -122,10 +169,16 @@ pub struct OperatorReport {
 pub struct Trial {
     /// Whether samples of all matrix products were used.
     pub pooled: bool,
+    /// Whether the baseline steps from wave to wave.
+    pub has_steps: bool,
     /// Whether what the forest leaves is interpolated between neighbours.
     pub interpolates_residuals: bool,
+    /// Share of the forest's answer beside measured neighbours, 0..=1.
+    pub forest_share: f64,
     /// Mean absolute percentage error on the shuffled folds, as a 0..1 ratio.
-    pub mean_error: f64,
+    pub shuffled_error: f64,
+    /// The same on the blocked folds.
+    pub blocked_error: f64,
 }
 
 /// Trains a predictor for each operator that has samples.
@@ -146,6 +199,7 @@ pub fn train(
     let mut outcome = TrainOutcome {
         predictors: Vec::new(),
         report: TrainReport { gpu: gpu.name.clone(), seed: options.seed, operators: Vec::new() },
+        held_out: Vec::new(),
     };
     let gemms: Vec<&OperatorRows> = sets.iter().filter(|set| set.operator.is_gemm()).collect();
     // Matrix products are one library call, so one training serves all five operators.
@@ -165,6 +219,7 @@ pub fn train(
             }
         };
         let (predictor, report) = job.of_operator(set, trained);
+        outcome.held_out.extend(job.held_out_of(set, trained));
         outcome.predictors.push(predictor);
         outcome.report.operators.push(report);
     }

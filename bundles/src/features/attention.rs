@@ -43,7 +43,13 @@ const JOINED_AT_ONCE: f64 = 512.0;
 /// - `is_split`, `decode_joins`: [`NOMINAL_NS`] when decodes are split along their keys, and for each part of the
 ///   longest that the threads which join them go through.
 /// - `both_kinds`: [`NOMINAL_NS`] when there are chunks and decodes, which are different kernels.
-pub(super) const PARTS: [&str; 15] = [
+///
+/// Where all tiles of a head's chunks find an SM each, libraries split the keys among the idle ones, on any GPU; where
+/// not, the SM with most tiles decides:
+/// - `room_products`, `busiest_products`: matrix products of an SM's mean share, and of the most tiles on an SM.
+/// - `room_split`, `room_tiles`: [`NOMINAL_NS`] when keys are split, and for each tile whose parts are joined then.
+/// - `small_tile_fill`: [`NOMINAL_NS`] by the share of SMs that tiles of 64 rows would fill, at most 1.
+pub(super) const PARTS: [&str; 20] = [
     "roofline",
     "prefill_products",
     "prefill_exps",
@@ -59,6 +65,11 @@ pub(super) const PARTS: [&str; 15] = [
     "is_split",
     "decode_joins",
     "both_kinds",
+    "room_products",
+    "room_split",
+    "room_tiles",
+    "busiest_products",
+    "small_tile_fill",
 ];
 
 pub(super) fn parts_ns(heads: Heads, load: AttentionLoad, shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
@@ -82,6 +93,11 @@ pub(super) fn parts_ns(heads: Heads, load: AttentionLoad, shape: &OperatorShape,
         nominal(decode.parts > 1.0),
         if decode.parts > 1.0 { decode.parts * decode.join_passes * NOMINAL_NS } else { 0.0 },
         nominal(is_mixed),
+        if prefill.has_room { prefill.steps_per_sm * prefill.step_products_ns } else { 0.0 },
+        nominal(prefill.joined_tiles > 0.0),
+        prefill.joined_tiles * NOMINAL_NS,
+        if prefill.has_room { 0.0 } else { prefill.busiest_steps * prefill.step_products_ns },
+        prefill.small_tile_fill * NOMINAL_NS,
     ])
 }
 
@@ -92,6 +108,16 @@ struct Prefill {
     steps_per_sm: f64,
     /// Steps of the longest thread block.
     longest_steps: f64,
+    /// Whether every large tile of every head finds an SM for itself.
+    has_room: bool,
+    /// Large tiles of all chunks, where their keys are worth splitting among idle SMs; otherwise 0.
+    joined_tiles: f64,
+    /// Large tiles of all chunks.
+    tiles: f64,
+    /// Steps of the SM with most large tiles.
+    busiest_steps: f64,
+    /// 0..=1, tiles of 64 rows over SMs.
+    small_tile_fill: f64,
     /// Thread blocks over SMs.
     blocks_per_sm: f64,
     /// Thread blocks that the keys of a tile are split among.
@@ -113,7 +139,9 @@ impl Prefill {
         let (tokens, chunks) = (f64::from(load.num_prefill_tokens), f64::from(load.num_prefill_seqs));
         let chunk = (tokens / chunks.max(1.0)).max(1.0);
         let splits_keys = gpu.compute_capability == 90;
-        let large_blocks = chunks * (chunk / TILE_QUERIES).ceil() * q_heads;
+        let tiles = chunks * (chunk / TILE_QUERIES).ceil();
+        let large_blocks = tiles * q_heads;
+        let has_room = chunks > 0.0 && large_blocks <= num_sms;
         let is_large = splits_keys || large_blocks >= num_sms;
         let rows = if is_large { TILE_QUERIES } else { TILE_QUERIES / 2.0 };
         let tiles_per_chunk = (chunk / rows).ceil();
@@ -134,6 +162,11 @@ impl Prefill {
             memory_ns: traffic_ns(heads, tokens, load.prefill_kv_tokens as f64, gpu),
             steps_per_sm: mean_steps * blocks / num_sms,
             longest_steps: (longest / parts).ceil(),
+            has_room,
+            joined_tiles: if has_room && longest > 1.0 { tiles } else { 0.0 },
+            tiles,
+            busiest_steps: (large_blocks / num_sms).ceil() * mean_steps,
+            small_tile_fill: (chunks * (chunk / (TILE_QUERIES / 2.0)).ceil() * q_heads / num_sms).min(1.0),
             blocks_per_sm: blocks * parts / num_sms,
             parts,
             tile_fill: chunk / (tiles_per_chunk * rows),
@@ -207,7 +240,7 @@ fn traffic_ns(heads: Heads, queries: f64, keys: f64, gpu: &GpuSpec) -> f64 {
 }
 
 /// Features of the ratio; counts that may be 0 enter as `ln(1 + count)`.
-pub(super) const FEATURES: [&str; 31] = [
+pub(super) const FEATURES: [&str; 32] = [
     "ln_q_heads",
     "ln_kv_heads",
     "ln_head_dim",
@@ -238,6 +271,7 @@ pub(super) const FEATURES: [&str; 31] = [
     "ln_decode_join_passes",   // ln of the parts that a joining thread goes through
     "ln_decode_waves",         // ln of decode blocks over those that the GPU holds
     "decode_wave_fill",        // 0..=1, decode blocks over the blocks of full waves
+    "joined_tiles",            // large tiles of all chunks, negative where their keys are split and joined
     "ln_decode_steps",         // ln of the KV blocks that a warp of the longest part takes
 ];
 
@@ -284,6 +318,7 @@ pub(super) fn features(
         ln1p(decode.parts * decode.join_passes),
         ln1p(decode.waves),
         wave_fill(decode.waves),
+        (if prefill.joined_tiles > 0.0 { -prefill.tiles } else { prefill.tiles }) as f32,
         ln1p(decode.steps),
     ])
 }

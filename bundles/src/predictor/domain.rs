@@ -190,26 +190,64 @@ impl Domain {
         batch.len() > 1 || (first..=last).contains(&values[batch.start])
     }
 
-    /// What the forest leaves near a shape: between the measured neighbours of its layout, by the logarithm.
+    /// What is interpolated near a shape: between the measured neighbours of its layout, by the logarithm.
     ///
-    /// 0 for a layout that was not measured and for operators whose batch is more than one number.
-    pub(super) fn residual_near(&self, operator: Operator, values: &[u64]) -> f64 {
-        let batch = batch_columns(operator);
-        if batch.len() != 1 || self.residual.is_empty() {
-            return 0.0;
+    /// `None` for a layout that was not measured and for operators whose batch is more than one number.
+    pub(super) fn residual_near(&self, operator: Operator, values: &[u64]) -> Option<f64> {
+        if self.residual.is_empty() {
+            return None;
         }
-        let above = self.lower_bound(operator, values);
-        let of_layout =
-            |i: usize| i < self.len() && layout(operator, self.shape(i)) == layout(operator, values);
-        let at = |i: usize| ((self.shape(i)[batch.start] as f64).ln(), f64::from(self.residual[i]));
-        match (above.checked_sub(1).filter(|&i| of_layout(i)), Some(above).filter(|&i| of_layout(i))) {
+        let (below, above) = self.neighbours(operator, values)?;
+        let column = batch_columns(operator).start;
+        let at = |i: usize| ((self.shape(i)[column] as f64).ln(), f64::from(self.residual[i]));
+        match (below, above) {
             (Some(below), Some(above)) => {
                 let ((x0, y0), (x1, y1)) = (at(below), at(above));
-                y0 + (y1 - y0) * ((values[batch.start] as f64).ln() - x0) / (x1 - x0)
+                Some(y0 + (y1 - y0) * ((values[column] as f64).ln() - x0) / (x1 - x0))
             }
-            (Some(edge), None) | (None, Some(edge)) => at(edge).1,
-            (None, None) => 0.0,
+            (Some(edge), None) | (None, Some(edge)) => Some(at(edge).1),
+            (None, None) => None,
         }
+    }
+
+    /// How far a shape lies beyond what was measured: the logarithm of the factor, summed over the batch's numbers.
+    ///
+    /// Beyond its own layout where the batch is one number, otherwise beyond the box of all; 0 inside, and for layouts
+    /// that were not measured.
+    pub(super) fn ln_beyond(&self, operator: Operator, values: &[u64]) -> f64 {
+        let batch = batch_columns(operator);
+        let ln = |value: u64| (value as f64).ln_1p();
+        if batch.len() > 1 {
+            let beyond = |c: usize| {
+                let value = values[c];
+                if value < self.min[c] {
+                    ln(self.min[c]) - ln(value)
+                } else if value > self.max[c] {
+                    ln(value) - ln(self.max[c])
+                } else {
+                    0.0
+                }
+            };
+            return batch.map(beyond).sum();
+        }
+        match self.neighbours(operator, values) {
+            Some((Some(edge), None) | (None, Some(edge))) => {
+                (ln(values[batch.start]) - ln(self.shape(edge)[batch.start])).abs()
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// Indices of the measured shapes of the layout next below a batch, and at or above it; `None` for operators whose
+    /// batch is more than one number.
+    fn neighbours(&self, operator: Operator, values: &[u64]) -> Option<(Option<usize>, Option<usize>)> {
+        if batch_columns(operator).len() != 1 {
+            return None;
+        }
+        let above = self.lower_bound(operator, values);
+        let is_own =
+            |&i: &usize| i < self.len() && layout(operator, self.shape(i)) == layout(operator, values);
+        Some((above.checked_sub(1).filter(is_own), Some(above).filter(is_own)))
     }
 
     /// Says how a shape lies outside what was measured, when it does.

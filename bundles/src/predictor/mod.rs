@@ -17,5 +17,6 @@ pub use domain::Domain;
 pub use layout::{MIN_LAYOUTS, NEAR_FACTOR, layout_columns, layouts_surround};
 pub use operator::{
     BaselinePart, ErrorSummary, HeldOutError, HyperParameters, Interval, OperatorPredictor, RatioRange,
+    TransferredFrom,
 };
 pub use predictors::{Predictors, PredictorsError};

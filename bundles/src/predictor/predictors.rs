@@ -142,7 +142,8 @@ impl Predictors {
         let values = checked_values(operator, shape)?;
         let values = values.as_slice();
         let place = predictor.domain.place(operator, values);
-        if let (Place::Measured(i), false) = (place, self.is_transferred) {
+        let is_transferred = self.is_transferred || predictor.transferred_from.is_some();
+        if let (Place::Measured(i), false) = (place, is_transferred) {
             let domain = &predictor.domain;
             return Ok(Prediction {
                 time_ns: domain.time_ns[i].max(floor_ns(shape, &self.target)),
@@ -157,7 +158,7 @@ impl Predictors {
         let time_ns = predictor.predict_on(shape, &self.source, &self.target);
         let interval = &predictor.interval;
         let (provenance, range) = match place {
-            _ if self.is_transferred => (Provenance::Transferred, interval.extrapolated),
+            _ if is_transferred => (Provenance::Transferred, interval.extrapolated),
             Place::Outside => (Provenance::Extrapolated, interval.extrapolated),
             Place::SurroundedLayout => {
                 (Provenance::Interpolated, interval.unseen_layout.unwrap_or(interval.extrapolated))

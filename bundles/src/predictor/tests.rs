@@ -50,7 +50,10 @@ fn norm() -> OperatorPredictor {
             max_features: 1,
             pooled: false,
             interpolates_residuals: false,
+            forest_share: 1.0,
+            has_steps: true,
         },
+        transferred_from: None,
     }
 }
 
