@@ -56,6 +56,7 @@ pub(crate) fn fit(
     let model: RandomForestRegressor =
         params.fit(&data).map_err(|source| TrainError::Forest { operator, source })?;
     predictor.forest = model.into();
+    round_leaves(&mut predictor.forest);
     Ok(Fitted { predictor, data })
 }
 
@@ -69,6 +70,15 @@ impl Fitted {
             set_residuals(&mut predictor, rows, &self.data);
         }
         predictor
+    }
+}
+
+/// Rounds leaves to a thousandth of a percent of the time: what is beyond is noise that only makes files longer.
+fn round_leaves(forest: &mut Forest) {
+    for node in forest.trees.iter_mut().flat_map(|tree| &mut tree.nodes) {
+        if node.left == 0 {
+            node.threshold = ((f64::from(node.threshold) * 1e5).round() / 1e5) as f32;
+        }
     }
 }
 

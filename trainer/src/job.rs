@@ -304,6 +304,7 @@ impl<'a> Job<'a> {
                 points.push(HeldOutPoint {
                     operator: set.operator,
                     way,
+                    fold: held_out.fold[i] as u32,
                     shape: row.shape,
                     measured_ns: row.time_ns,
                     predicted_ns,

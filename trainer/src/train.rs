@@ -112,6 +112,8 @@ pub struct HeldOutPoint {
     pub operator: Operator,
     /// How it was held out.
     pub way: HeldOutWay,
+    /// Number of the fold it was held out with.
+    pub fold: u32,
     /// The shape.
     pub shape: OperatorShape,
     /// Measured median, ns.

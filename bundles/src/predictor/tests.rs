@@ -193,8 +193,10 @@ fn residuals_are_interpolated_over_the_logarithm_within_a_layout() {
     };
     assert!((correction(8, 1024) - 0.3).abs() < 1e-6, "halfway from 1 to 64");
     assert!((correction(256, 1024) - 0.4).abs() < 1e-6, "halfway from 64 to 1024");
-    assert!((correction(5000, 1024) - 0.2).abs() < 1e-6, "the edge holds beyond it");
-    assert!((correction(8, 4096) + 1.0).abs() < 1e-6, "one point is all its layout has");
+    let fade = 1.0 + (5001.0f64 / 1025.0).ln() / 0.6;
+    assert!((correction(5000, 1024) - 0.2 / fade).abs() < 1e-6, "the edge's fades beyond it");
+    let fade = 1.0 + (65.0f64 / 9.0).ln() / 0.6;
+    assert!((correction(8, 4096) + 1.0 / fade).abs() < 1e-6, "one point is all its layout has");
     assert!(correction(8, 2048).abs() < 1e-6, "nothing is known of this layout");
 }
 
