@@ -23,7 +23,7 @@ use crate::{
     evidence::SustainedSlowdown,
     host::HostCosts,
     manifest::{FileEntry, FormatVersion, MANIFEST, Manifest, is_safe_name},
-    predictor::{OperatorPredictor, Predictors},
+    predictor::{OperatorPredictor, PredictorFile, Predictors, SharedPredictor},
     samples::{self, Sample},
 };
 
@@ -228,18 +228,32 @@ impl Bundle {
     /// # Errors
     /// Those of [`Self::read_file`], and `Input` with the line, or what the predictor's own check found.
     pub fn predictor(&self, operator: Operator) -> Result<OperatorPredictor, BundleError> {
+        match self.predictor_file(operator)? {
+            PredictorFile::Whole(predictor) => Ok(*predictor),
+            PredictorFile::Shared(shared) => match self.predictor_file(shared.same_as)? {
+                PredictorFile::Whole(whole) => Ok(shared.join(&whole)),
+                PredictorFile::Shared(_) => Err(self.not_whole(&shared)),
+            },
+        }
+    }
+
+    /// Reads a predictor's file as it stands.
+    fn predictor_file(&self, operator: Operator) -> Result<PredictorFile, BundleError> {
         let name = predictor_name(operator);
-        let predictor: OperatorPredictor = self.read_payload_json(&name, "a predictor")?;
-        let path = self.root.join(name);
-        if predictor.operator != operator {
+        let path = self.root.join(&name);
+        let file = PredictorFile::parse(&self.read_file(&name)?, &path)?;
+        if file.operator() != operator {
             let location = Location::Key("operator".into());
             let expected = format!("`{operator}`, as the file is named");
-            return Err(BundleError::invalid(path, location, expected, format!("`{}`", predictor.operator)));
+            return Err(BundleError::invalid(path, location, expected, format!("`{}`", file.operator())));
         }
-        predictor
-            .check()
-            .map_err(|reason| InputError::invalid(&path, Location::File, "a sound predictor", reason))?;
-        Ok(predictor)
+        Ok(file)
+    }
+
+    fn not_whole(&self, shared: &SharedPredictor) -> BundleError {
+        let path = self.root.join(predictor_name(shared.operator));
+        let found = format!("`{}`, whose file is not whole", shared.same_as);
+        BundleError::invalid(path, Location::Key("same_as".into()), "an operator with a predictor", found)
     }
 
     /// Reads every predictor.
@@ -247,8 +261,21 @@ impl Bundle {
     /// # Errors
     /// `Missing` when there is none; those of [`Self::predictor`].
     pub fn predictors(&self) -> Result<Predictors, BundleError> {
-        let predictors =
-            self.predicted_operators().map(|o| self.predictor(o)).collect::<Result<Vec<_>, _>>()?;
+        let files =
+            self.predicted_operators().map(|o| self.predictor_file(o)).collect::<Result<Vec<_>, _>>()?;
+        let whole = |operator: Operator| {
+            files.iter().find_map(|file| match file {
+                PredictorFile::Whole(whole) if whole.operator == operator => Some(&**whole),
+                _ => None,
+            })
+        };
+        let predictor = |file: &PredictorFile| match file {
+            PredictorFile::Whole(predictor) => Ok((**predictor).clone()),
+            PredictorFile::Shared(shared) => {
+                whole(shared.same_as).map(|whole| shared.join(whole)).ok_or_else(|| self.not_whole(shared))
+            }
+        };
+        let predictors = files.iter().map(predictor).collect::<Result<Vec<_>, BundleError>>()?;
         if predictors.is_empty() {
             return Err(BundleError::Missing {
                 path: self.root.clone(),

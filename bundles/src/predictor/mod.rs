@@ -6,17 +6,20 @@
 
 mod answer;
 mod domain;
+mod file;
 mod layout;
 mod operator;
 mod predictors;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use answer::{OutOfDomain, PredictError, Prediction, Provenance};
 pub use domain::Domain;
+pub use file::{PredictorFile, SharedPredictor, payloads};
 pub use layout::{MIN_LAYOUTS, NEAR_FACTOR, layout_columns, layouts_surround};
 pub use operator::{
     BaselinePart, ErrorSummary, HeldOutError, HyperParameters, Interval, OperatorPredictor, RatioRange,
-    TransferredFrom,
 };
 pub use predictors::{Predictors, PredictorsError};
+pub use transfer::{PartKind, TransferredFrom};
