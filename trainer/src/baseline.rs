@@ -142,11 +142,10 @@ fn solve(columns: &[Vec<f64>], weights: &[f64], prior: &Prior) -> Vec<f64> {
             }
         }
     }
-    for i in 0..unknowns {
-        for j in 0..i {
-            gram[i][j] = gram[j][i];
-        }
-        gram[i][i] += if i > 0 { shrinkage } else { 0.0 };
+    let upper = gram.clone();
+    for (i, row) in gram.iter_mut().enumerate() {
+        row[..i].iter_mut().zip(&upper).for_each(|(below, above)| *below = above[i]);
+        row[i] += if i > 0 { shrinkage } else { 0.0 };
     }
     let mut x = vec![0.0; unknowns];
     for _ in 0..SWEEPS {
