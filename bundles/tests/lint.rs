@@ -15,7 +15,8 @@ use plumbline_bundles::{
     predictor::{BaselinePart, Domain, HeldOutError, HyperParameters, Interval, RatioRange},
 };
 use plumbline_schema::{
-    BatchShape, ModelSpec, Operator, OperatorShape, StepBatch, Workload, WorkloadRequest, forward_pass,
+    BatchShape, GpuSpec, ModelSpec, Operator, OperatorShape, StepBatch, Workload, WorkloadRequest,
+    forward_pass,
 };
 
 const TOKENS: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -455,6 +456,20 @@ fn predictors_and_profiles_of_something_else() {
     parts.engine.as_mut().unwrap().fitted_on.gpu = "a100-sxm4-80gb".into();
     let report = parts.lint();
     assert_eq!((report.grade, report.findings[0].rule), (Grade::A, Rule::OtherGpu));
+}
+
+#[test]
+fn a_predictor_of_another_gpu_is_told_and_not_held_against_the_samples() {
+    let mut parts = Parts::sound();
+    let [a100, h100] = ["a100-sxm4-80gb", "h100-sxm5-80gb"].map(|name| GpuSpec::by_name(name).unwrap());
+    // Times of its own, as another GPU's are.
+    scale(parts.at(Operator::Rope, 4).next().unwrap(), 1.01);
+    let rope = parts.predictors.iter_mut().find(|p| p.operator == Operator::Rope).unwrap();
+    *rope = rope.carried_to(&a100, &h100);
+    let report = parts.lint();
+    let [finding] = report.findings.as_slice() else { panic!("{:?}", report.findings) };
+    assert_eq!((report.grade, finding.rule, finding.severity), (Grade::A, Rule::OtherGpu, Severity::Info));
+    assert!(finding.found.contains("a100-sxm4-80gb"), "{finding:?}");
 }
 
 #[test]

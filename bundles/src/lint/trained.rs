@@ -32,6 +32,17 @@ pub(super) fn check(subject: &Subject, findings: &mut Vec<Finding>) -> Result<()
             let finding = Finding::new(Rule::MissingEvidence, Severity::Warning, expected, found, hint);
             findings.push(finding.of(operator).at(&file));
         }
+        if let Some(from) = &predictor.transferred_from {
+            let gpu = &subject.bundle.manifest.gpu.name;
+            let found =
+                format!("one of `{}`, adapted to {} samples of `{gpu}`", from.gpu.name, from.num_samples);
+            let expected = format!("a predictor of samples of `{gpu}`");
+            let hint =
+                "its times are tagged as transferred; profile this GPU and run `plumb train` for better ones";
+            let finding = Finding::new(Rule::OtherGpu, Severity::Info, expected, found, hint);
+            findings.push(finding.of(operator).at(&file));
+            continue;
+        }
         match subject.tables.iter().find(|table| table.operator == operator) {
             Some(table) => rests_on(subject, table, predictor, &file, findings),
             None if subject.tables.is_empty() => {} // Said once for the whole bundle.

@@ -5,7 +5,7 @@ use std::path::Path;
 use plumbline_schema::{GpuSpec, InputError, Operator, OperatorShape, roofline::floor_ns};
 use serde::{Deserialize, Serialize};
 
-use super::Domain;
+use super::{Domain, TransferredFrom};
 use crate::{
     bundle::predictor_name,
     error::BundleError,
@@ -102,17 +102,6 @@ pub struct HyperParameters {
     pub has_steps: bool,
 }
 
-/// Another GPU's predictor that was carried over to this bundle's GPU.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TransferredFrom {
-    /// The GPU that was measured: features and domain are of it.
-    pub gpu: GpuSpec,
-    /// Samples of this bundle's GPU that overhead and coefficients were adapted to; 0 when carried over by data sheets
-    /// alone.
-    pub num_samples: u32,
-}
-
 /// What was learned about one operator: a file `predictors/<operator>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -179,6 +168,7 @@ impl OperatorPredictor {
         if !(0.0..=1.0).contains(&share) {
             return Err(format!("forest_share = {share}, expected 0 to 1"));
         }
+        self.transferred_from.as_ref().map_or(Ok(()), TransferredFrom::check)?;
         let Interval { interpolated, extrapolated, unseen_layout, .. } = self.interval;
         for range in [interpolated, extrapolated].into_iter().chain(unseen_layout) {
             if !(range.low > 0.0 && range.low <= 1.0 && range.high >= 1.0 && range.high.is_finite()) {
@@ -218,14 +208,18 @@ impl OperatorPredictor {
 
     /// The ratio comes from the GPU that was measured, the baseline from the one that is asked about.
     pub(super) fn predict_on(&self, shape: &OperatorShape, source: &GpuSpec, target: &GpuSpec) -> f64 {
-        let source = self.transferred_from.as_ref().map_or(source, |from| &from.gpu);
-        let ratio = self.ln_ratio(shape, source).exp();
+        let from = self.transferred_from.as_ref();
+        let ln_ratio = self.ln_ratio(shape, from.map_or(source, |from| &from.gpu));
+        let ratio = from.map_or(ln_ratio, |from| from.ratio_share * ln_ratio).exp();
         (self.baseline_ns(shape, target) * ratio).max(floor_ns(shape, target))
     }
 
-    /// `ln(time / baseline)`, which fades beyond what was measured: there the baseline's law is the better guess.
-    fn ln_ratio(&self, shape: &OperatorShape, source: &GpuSpec) -> f64 {
-        let of_forest = || self.forest.predict(features(shape, source, self.overhead_ns).as_slice());
+    /// `ln(time / baseline)` on the GPU that was measured, which fades beyond what was measured: there the baseline's law
+    /// is the better guess.
+    #[must_use]
+    pub fn ln_ratio(&self, shape: &OperatorShape, measured: &GpuSpec) -> f64 {
+        let overhead_ns = self.transferred_from.as_ref().map_or(self.overhead_ns, |from| from.overhead_ns);
+        let of_forest = || self.forest.predict(features(shape, measured, overhead_ns).as_slice());
         let Some(values) = shape_values(self.operator, shape) else { return of_forest() };
         let values = values.as_slice();
         let fade = 1.0 + self.domain.ln_beyond(self.operator, values) / FADE_LN;
