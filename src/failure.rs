@@ -6,7 +6,7 @@ use plumbline_bundles::BundleError;
 use plumbline_profiler::ProfileError;
 use plumbline_schema::InputError;
 use plumbline_simulator::SimulateError;
-use plumbline_trainer::TrainError;
+use plumbline_trainer::{TrainError, report::ReportError as TrainReportError};
 use plumbline_validator::{ReportError, calibrate::CalibrateError};
 
 use crate::exit::Exit;
@@ -127,6 +127,15 @@ impl From<SimulateError> for Failure {
 impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         Self::new(Exit::BadInput, error)
+    }
+}
+
+impl From<TrainReportError> for Failure {
+    fn from(error: TrainReportError) -> Self {
+        match error {
+            TrainReportError::Io(error) => error.into(),
+            error @ TrainReportError::Figure { .. } => Self::new(Exit::Unexpected, error),
+        }
     }
 }
 

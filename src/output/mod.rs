@@ -20,6 +20,12 @@ pub fn percent(ratio: f64) -> String {
     format!("{:.2} %", 100.0 * ratio)
 }
 
+/// As [`percent`], with its sign.
+#[must_use]
+pub fn signed_percent(ratio: f64) -> String {
+    format!("{:+.2} %", 100.0 * ratio)
+}
+
 /// Nanoseconds as the milliseconds that people read.
 #[must_use]
 pub fn ns_to_ms(ns: f64) -> f64 {

@@ -16,3 +16,4 @@ mod repeatability;
 mod resume;
 mod shipped;
 mod support;
+mod training;

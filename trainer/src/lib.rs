@@ -2,7 +2,8 @@
 //!
 //! Start with [`train()`], which takes samples to predictors and a report; [`dataset`] says which samples are
 //! refused, [`evaluate`] how errors are measured, [`forest`] how the forest is grown,
-//! [`advise`] where to measure next.
+//! [`advise`] where to measure next,
+//! [`select`] how hyper-parameters are searched; [`report`] draws what was found.
 
 pub mod advise;
 mod baseline;
@@ -13,6 +14,8 @@ mod fit;
 pub mod forest;
 mod job;
 pub mod judge;
+pub mod report;
+pub mod select;
 pub mod train;
 
 pub use error::TrainError;

@@ -4,4 +4,5 @@ mod advising;
 mod law;
 mod predicting;
 mod replay;
+mod selecting;
 mod training;
