@@ -5,6 +5,7 @@
 //! Start with [`Predictors::predict`]; [`OperatorPredictor`] is what a file holds.
 
 mod answer;
+mod compiled;
 mod domain;
 mod file;
 mod layout;
@@ -15,6 +16,7 @@ mod tests;
 mod transfer;
 
 pub use answer::{OutOfDomain, PredictError, Prediction, Provenance};
+pub use compiled::CompiledPredictors;
 pub use domain::Domain;
 pub use file::{PredictorFile, SharedPredictor, payloads};
 pub use layout::{MIN_LAYOUTS, NEAR_FACTOR, layout_columns, layouts_surround};

@@ -1,6 +1,7 @@
 //! Training on a known law, and what its predictors promise.
 
 mod advising;
+mod compiled;
 mod law;
 mod predicting;
 mod replay;
