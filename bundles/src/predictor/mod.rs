@@ -7,6 +7,7 @@
 mod answer;
 mod compiled;
 mod domain;
+mod flat;
 mod file;
 mod layout;
 mod operator;

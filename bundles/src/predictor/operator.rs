@@ -203,13 +203,20 @@ impl OperatorPredictor {
     /// Not under the physical floor. The shape must be this operator's and not empty; see [`Predictors::predict`](super::Predictors::predict).
     #[must_use]
     pub fn predict(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-        self.predict_on(shape, gpu, gpu)
+        self.predict_on(shape, gpu, gpu, |row| self.forest.predict(row))
     }
 
-    /// The ratio comes from the GPU that was measured, the baseline from the one that is asked about.
-    pub(super) fn predict_on(&self, shape: &OperatorShape, source: &GpuSpec, target: &GpuSpec) -> f64 {
+    /// The ratio comes from the GPU that was measured, the baseline from the one that is asked about; `forest` answers
+    /// as the forest does.
+    pub(super) fn predict_on(
+        &self,
+        shape: &OperatorShape,
+        source: &GpuSpec,
+        target: &GpuSpec,
+        forest: impl Fn(&[f32]) -> f64,
+    ) -> f64 {
         let from = self.transferred_from.as_ref();
-        let ln_ratio = self.ln_ratio(shape, from.map_or(source, |from| &from.gpu));
+        let ln_ratio = self.ln_ratio_by(shape, from.map_or(source, |from| &from.gpu), forest);
         let ratio = from.map_or(ln_ratio, |from| from.ratio_share * ln_ratio).exp();
         (self.baseline_ns(shape, target) * ratio).max(floor_ns(shape, target))
     }
@@ -218,8 +225,12 @@ impl OperatorPredictor {
     /// is the better guess.
     #[must_use]
     pub fn ln_ratio(&self, shape: &OperatorShape, measured: &GpuSpec) -> f64 {
+        self.ln_ratio_by(shape, measured, |row| self.forest.predict(row))
+    }
+
+    fn ln_ratio_by(&self, shape: &OperatorShape, measured: &GpuSpec, forest: impl Fn(&[f32]) -> f64) -> f64 {
         let overhead_ns = self.transferred_from.as_ref().map_or(self.overhead_ns, |from| from.overhead_ns);
-        let of_forest = || self.forest.predict(features(shape, measured, overhead_ns).as_slice());
+        let of_forest = || forest(features(shape, measured, overhead_ns).as_slice());
         let Some(values) = shape_values(self.operator, shape) else { return of_forest() };
         let values = values.as_slice();
         let fade = 1.0 + self.domain.ln_beyond(self.operator, values) / FADE_LN;

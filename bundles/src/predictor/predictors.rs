@@ -1,8 +1,12 @@
 //! The predictors of one GPU, asked for times.
 
+use std::sync::Arc;
+
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::floor_ns};
 
-use super::{OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance, domain::Place};
+use super::{
+    OperatorPredictor, OutOfDomain, PredictError, Prediction, Provenance, domain::Place, flat::FlatForest,
+};
 use crate::{
     evidence::SustainedSlowdown,
     features::{Row, batch_columns, shape_values},
@@ -36,6 +40,8 @@ pub struct Predictors {
     sustained: SustainedSlowdown,
     /// At the operator's place in [`Operator::ALL`].
     by_operator: Vec<Option<OperatorPredictor>>,
+    /// The same place; `None` also where a forest stays as it is. Matrix products share one.
+    forests: Vec<Option<Arc<FlatForest>>>,
 }
 
 impl Predictors {
@@ -53,7 +59,8 @@ impl Predictors {
             }
         }
         let sustained = SustainedSlowdown::default();
-        Ok(Self { source: gpu.clone(), target: gpu, is_transferred: false, sustained, by_operator })
+        let forests = flattened(&by_operator);
+        Ok(Self { source: gpu.clone(), target: gpu, is_transferred: false, sustained, by_operator, forests })
     }
 
     /// Predicts times of another GPU by its data sheet; every prediction is tagged [`Provenance::Transferred`].
@@ -155,7 +162,11 @@ impl Predictors {
         if place == Place::Outside && out_of_domain == OutOfDomain::Refuse {
             return Err(predictor.domain.outside(operator, values));
         }
-        let time_ns = predictor.predict_on(shape, &self.source, &self.target);
+        let forest = |row: &[f32]| match &self.forests[operator as usize] {
+            Some(flat) => flat.predict(row),
+            None => predictor.forest.predict(row),
+        };
+        let time_ns = predictor.predict_on(shape, &self.source, &self.target, forest);
         let interval = &predictor.interval;
         let (provenance, range) = match place {
             _ if is_transferred => (Provenance::Transferred, interval.extrapolated),
@@ -179,6 +190,20 @@ impl Predictors {
         };
         PredictError::MissingOperator { operator, available, hint }
     }
+}
+
+/// The predictors' forests as they are walked; equal ones, of matrix products, are one.
+fn flattened(by_operator: &[Option<OperatorPredictor>]) -> Vec<Option<Arc<FlatForest>>> {
+    let mut all: Vec<Option<Arc<FlatForest>>> = Vec::with_capacity(by_operator.len());
+    for predictor in by_operator {
+        let flat = predictor.as_ref().and_then(|predictor| FlatForest::new(&predictor.forest));
+        let flat = flat.map(|flat| match all.iter().flatten().find(|other| ***other == flat) {
+            Some(other) => Arc::clone(other),
+            None => Arc::new(flat),
+        });
+        all.push(flat);
+    }
+    all
 }
 
 /// The shape's numbers, if the shape is one of the operator's, not empty, and its work can be counted.
