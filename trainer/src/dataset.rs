@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use plumbline_bundles::{CacheState, Sample, features::shape_values};
-use plumbline_schema::{Operator, OperatorShape};
+use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::floor_ns};
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
@@ -141,6 +141,18 @@ fn merge_operators(same: &[(Operator, &Row)]) -> Result<Row, TrainError> {
     }
     row.time_ns = same.iter().map(|(_, row)| row.time_ns).sum::<f64>() / same.len() as f64;
     Ok(row)
+}
+
+/// Refuses times that the data sheet of the GPU sampled rules out.
+pub(crate) fn check_floor(set: &OperatorRows, gpu: &GpuSpec) -> Result<(), TrainError> {
+    let floor = |row: &Row| floor_ns(&row.shape, gpu);
+    let Some(row) = set.rows.iter().find(|row| row.time_ns < floor(row)) else { return Ok(()) };
+    Err(TrainError::UnderFloor {
+        operator: set.operator,
+        shape: row.describe(set.operator),
+        time_ns: row.time_ns,
+        floor_ns: floor(row),
+    })
 }
 
 fn check_sample(operator: Operator, row: usize, sample: &Sample) -> Result<Vec<u64>, TrainError> {

@@ -10,6 +10,20 @@ pub enum TrainError {
     /// No samples at all.
     #[error("no samples to train on")]
     NoSamples,
+    /// No predictors to carry over.
+    #[error("no predictors to carry over to another GPU: train the bundle that they come from")]
+    NoPredictors,
+    /// A predictor that was carried over from yet another GPU.
+    #[error(
+        "operator `{operator}`: its predictor was itself carried over, from `{measured}`; expected one of samples, so \
+         carry over that GPU's bundle"
+    )]
+    AlreadyTransferred {
+        /// The operator.
+        operator: Operator,
+        /// Name of the GPU that was measured.
+        measured: String,
+    },
     /// An operator was measured, but never with its operands out of the L2 cache.
     #[error("operator `{operator}`: no cold samples among {found}; its predictor is trained on cold samples")]
     NoColdSamples {

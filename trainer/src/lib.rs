@@ -2,7 +2,7 @@
 //!
 //! Start with [`train()`], which takes samples to predictors and a report; [`dataset`] says which samples are
 //! refused, [`evaluate`] how errors are measured, [`forest`] how the forest is grown,
-//! [`advise`] where to measure next,
+//! [`advise`] where to measure next, [`mod@transfer`] how another GPU is predicted,
 //! [`select`] how hyper-parameters are searched; [`report`] draws what was found.
 
 pub mod advise;
@@ -17,6 +17,7 @@ pub mod judge;
 pub mod report;
 pub mod select;
 pub mod train;
+pub mod transfer;
 
 pub use error::TrainError;
 pub use train::{

@@ -3,7 +3,7 @@
 use plumbline_schema::GpuSpec;
 use serde::{Deserialize, Serialize};
 
-use super::{HeldOutError, OperatorPredictor};
+use super::{HeldOutError, OperatorPredictor, RatioRange};
 
 /// Another GPU's predictor that was carried over to this bundle's GPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,10 @@ impl PartKind {
 /// choose other kernels there, so that it may hold or not.
 const OTHER_ARCHITECTURE_SHARE: f64 = 0.5;
 
+/// Times of another architecture lie within this factor of what data sheets say, as often as intervals promise: the shares
+/// of clocks and peaks that kernels reach differ by a fifth or so.
+const OTHER_ARCHITECTURE_FACTOR: f64 = 1.4;
+
 impl OperatorPredictor {
     /// The predictor of a GPU of which only the data sheet is known, made of that of a GPU that was measured.
     ///
@@ -78,7 +82,7 @@ impl OperatorPredictor {
     /// and [`PartKind::Fixed`] parts, takes the same number, as latencies of caches and memory do (about as many
     /// cycles on an H100 as on an A100: Luo et al. 2024, arXiv 2402.13499), at the highest clock, as a short launch finds it. Tensor cores draw the clock down from there, so a GPU reaches its share of the peak at the
     /// rated clock and not at the highest, which the roofline is taken at. Of another architecture half of the ratio is
-    /// taken to hold.
+    /// taken to hold, and the interval is wider.
     ///
     /// A predictor that was carried over before is carried on from the GPU that it is for.
     #[must_use]
@@ -88,6 +92,7 @@ impl OperatorPredictor {
         let rated_peak = headroom(target) / headroom(source);
         let is_same = source.compute_capability == target.compute_capability;
         let share = if is_same { 1.0 } else { OTHER_ARCHITECTURE_SHARE };
+        let factor = if is_same { 1.0 } else { OTHER_ARCHITECTURE_FACTOR };
         let from = self.transferred_from.as_ref();
         let mut carried = self.clone();
         carried.overhead_ns *= cycle;
@@ -105,6 +110,8 @@ impl OperatorPredictor {
             ratio_share: share * from.map_or(1.0, |from| from.ratio_share),
             samples_digest: from.map_or(&self.samples_digest, |from| &from.samples_digest).clone(),
         });
+        let range = &mut carried.interval.extrapolated;
+        *range = RatioRange { low: range.low.min(1.0 / factor), high: range.high.max(factor) };
         // Those are of the GPU that was measured.
         carried.error = HeldOutError::default();
         carried

@@ -7,3 +7,4 @@ mod predicting;
 mod replay;
 mod selecting;
 mod training;
+mod transferring;
