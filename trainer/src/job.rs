@@ -23,6 +23,10 @@ use crate::{
 /// Most folds of whole layouts: with many, most of a layout's neighbours remain when it is held out.
 const LAYOUT_FOLDS: usize = 10;
 
+/// What an error across gaps and beyond edges counts beside one between close neighbours when ways are compared: most
+/// shapes that are asked for lie close to measured ones, yet a way that fails at edges must lose.
+const BLOCKED_WEIGHT: f64 = 0.25;
+
 /// Rows that one or more operators are trained on together.
 pub(crate) struct Job<'a> {
     /// Operators whose kernels are the same; one unless matrix products.
@@ -110,7 +114,7 @@ impl<'a> Job<'a> {
             let blocked = self.hold_out(&ways, &blocked_folds)?;
             for ((way, shuffled), blocked) in ways.into_iter().zip(shuffled).zip(blocked) {
                 let trial = self.trial(way, &shuffled, &blocked);
-                let score = trial.shuffled_error + trial.blocked_error;
+                let score = trial.shuffled_error + BLOCKED_WEIGHT * trial.blocked_error;
                 tried.push(trial);
                 if best.as_ref().is_none_or(|(other, ..)| score < *other) {
                     best = Some((score, way, shuffled, blocked));

@@ -39,7 +39,7 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             seed: 0,
-            num_trees: 64,
+            num_trees: 32,
             max_depth: 12,
             min_samples_leaf: 2,
             // Rows are few: half of the features keep trees different without starving them.

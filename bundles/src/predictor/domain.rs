@@ -190,52 +190,46 @@ impl Domain {
         batch.len() > 1 || (first..=last).contains(&values[batch.start])
     }
 
-    /// What is interpolated near a shape: between the measured neighbours of its layout, by the logarithm.
+    /// What is interpolated near a shape, and how far the shape lies beyond its layout.
     ///
-    /// `None` for a layout that was not measured and for operators whose batch is more than one number.
-    pub(super) fn residual_near(&self, operator: Operator, values: &[u64]) -> Option<f64> {
+    /// Between the measured neighbours of its layout, by the logarithm; beyond the layout's edge what the edge has, with
+    /// the logarithm of the factor between them, otherwise 0. `None` for a layout that was not measured and for
+    /// operators whose batch is more than one number.
+    pub(super) fn residual_near(&self, operator: Operator, values: &[u64]) -> Option<(f64, f64)> {
         if self.residual.is_empty() {
             return None;
         }
         let (below, above) = self.neighbours(operator, values)?;
         let column = batch_columns(operator).start;
         let at = |i: usize| ((self.shape(i)[column] as f64).ln(), f64::from(self.residual[i]));
+        let x = (values[column] as f64).ln();
         match (below, above) {
             (Some(below), Some(above)) => {
                 let ((x0, y0), (x1, y1)) = (at(below), at(above));
-                Some(y0 + (y1 - y0) * ((values[column] as f64).ln() - x0) / (x1 - x0))
+                Some((y0 + (y1 - y0) * (x - x0) / (x1 - x0), 0.0))
             }
-            (Some(edge), None) | (None, Some(edge)) => Some(at(edge).1),
+            (Some(edge), None) | (None, Some(edge)) => {
+                let (x0, y0) = at(edge);
+                Some((y0, (x - x0).abs()))
+            }
             (None, None) => None,
         }
     }
 
-    /// How far a shape lies beyond what was measured: the logarithm of the factor, summed over the batch's numbers.
-    ///
-    /// Beyond its own layout where the batch is one number, otherwise beyond the box of all; 0 inside, and for layouts
-    /// that were not measured.
+    /// How far a batch lies beyond every measured one: the logarithm of the factor, summed over its numbers; 0 inside.
     pub(super) fn ln_beyond(&self, operator: Operator, values: &[u64]) -> f64 {
-        let batch = batch_columns(operator);
         let ln = |value: u64| (value as f64).ln_1p();
-        if batch.len() > 1 {
-            let beyond = |c: usize| {
-                let value = values[c];
-                if value < self.min[c] {
-                    ln(self.min[c]) - ln(value)
-                } else if value > self.max[c] {
-                    ln(value) - ln(self.max[c])
-                } else {
-                    0.0
-                }
-            };
-            return batch.map(beyond).sum();
-        }
-        match self.neighbours(operator, values) {
-            Some((Some(edge), None) | (None, Some(edge))) => {
-                (ln(values[batch.start]) - ln(self.shape(edge)[batch.start])).abs()
+        let beyond = |c: usize| {
+            let value = values[c];
+            if value < self.min[c] {
+                ln(self.min[c]) - ln(value)
+            } else if value > self.max[c] {
+                ln(value) - ln(self.max[c])
+            } else {
+                0.0
             }
-            _ => 0.0,
-        }
+        };
+        batch_columns(operator).map(beyond).sum()
     }
 
     /// Indices of the measured shapes of the layout next below a batch, and at or above it; `None` for operators whose

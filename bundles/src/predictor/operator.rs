@@ -221,8 +221,10 @@ impl OperatorPredictor {
         (self.baseline_ns(shape, target) * ratio).max(floor_ns(shape, target))
     }
 
-    /// `ln(time / baseline)` on the GPU that was measured, which fades beyond what was measured: there the baseline's law
-    /// is the better guess.
+    /// `ln(time / baseline)` on the GPU that was measured.
+    ///
+    /// What neighbours of the layout say fades beyond its edge, where the forest knows of other layouts; and beyond all
+    /// that was measured the whole ratio fades, as there the baseline's law is the better guess.
     #[must_use]
     pub fn ln_ratio(&self, shape: &OperatorShape, measured: &GpuSpec) -> f64 {
         self.ln_ratio_by(shape, measured, |row| self.forest.predict(row))
@@ -233,18 +235,21 @@ impl OperatorPredictor {
         let of_forest = || forest(features(shape, measured, overhead_ns).as_slice());
         let Some(values) = shape_values(self.operator, shape) else { return of_forest() };
         let values = values.as_slice();
-        let fade = 1.0 + self.domain.ln_beyond(self.operator, values) / FADE_LN;
         let share = self.hyper_parameters.forest_share;
         let ln_ratio = match self.domain.residual_near(self.operator, values) {
-            Some(residual) if share > 0.0 => share * of_forest() + residual,
-            Some(residual) => residual,
+            Some((residual, ln_beyond)) if ln_beyond > 0.0 => {
+                let (of_forest, near) = (of_forest(), 1.0 / (1.0 + ln_beyond / FADE_LN));
+                near * (share * of_forest + residual) + (1.0 - near) * of_forest
+            }
+            Some((residual, _)) if share > 0.0 => share * of_forest() + residual,
+            Some((residual, _)) => residual,
             None => of_forest(),
         };
-        ln_ratio / fade
+        ln_ratio / (1.0 + self.domain.ln_beyond(self.operator, values) / FADE_LN)
     }
 }
 
-/// Beyond what was measured the ratio halves within this logarithm: a factor of 1.8 in a number of the batch.
+/// Beyond what was measured a ratio halves within this logarithm: a factor of 1.8 in a number of the batch.
 ///
 /// Of 0.5, 0.7, 1 and 2 it errs least on blocks held out of A100 tables at their edges.
 const FADE_LN: f64 = 0.6;

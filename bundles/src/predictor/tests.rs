@@ -193,10 +193,12 @@ fn residuals_are_interpolated_over_the_logarithm_within_a_layout() {
     };
     assert!((correction(8, 1024) - 0.3).abs() < 1e-6, "halfway from 1 to 64");
     assert!((correction(256, 1024) - 0.4).abs() < 1e-6, "halfway from 64 to 1024");
-    let fade = 1.0 + (5001.0f64 / 1025.0).ln() / 0.6;
-    assert!((correction(5000, 1024) - 0.2 / fade).abs() < 1e-6, "the edge's fades beyond it");
-    let fade = 1.0 + (65.0f64 / 9.0).ln() / 0.6;
-    assert!((correction(8, 4096) + 1.0 / fade).abs() < 1e-6, "one point is all its layout has");
+    // Beyond the layout what its edge has fades to the forest's 0, and beyond all layouts once more.
+    let fade = |ln: f64| 1.0 + ln / 0.6;
+    let expected = 0.2 / fade((5000.0f64 / 1024.0).ln()) / fade((5001.0f64 / 1025.0).ln());
+    assert!((correction(5000, 1024) - expected).abs() < 1e-6, "{}", correction(5000, 1024));
+    let expected = -1.0 / fade(8.0f64.ln());
+    assert!((correction(8, 4096) - expected).abs() < 1e-6, "one point is all its layout has");
     assert!(correction(8, 2048).abs() < 1e-6, "nothing is known of this layout");
 }
 
