@@ -14,6 +14,7 @@ mod host;
 mod profile;
 mod simulate;
 mod train;
+mod train_transfer;
 mod validate;
 mod workload;
 

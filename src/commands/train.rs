@@ -11,6 +11,7 @@ use plumbline_trainer::{
 };
 use serde::Serialize;
 
+use super::train_transfer;
 use crate::{
     data,
     exit::Exit,
@@ -41,6 +42,16 @@ pub struct Args {
     /// Write figures and tables of the held-out shapes into this folder: `report.html`, `report.md`, `held_out.csv`
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+
+    /// Carry the predictors of this bundle, of another GPU, over to this bundle's GPU by the two data sheets
+    ///
+    /// The samples of this bundle judge them. All their answers are tagged `transferred`.
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["model_selection", "report"])]
+    transfer_from: Option<String>,
+
+    /// Adapt them to so many shapes of each operator of this bundle; all others are the judges
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "transfer_from")]
+    few_shot: usize,
 }
 
 #[derive(Serialize)]
@@ -57,6 +68,9 @@ struct Trained<'a> {
 /// # Errors
 /// When the bundle or the report cannot be read or written, or the samples cannot be true or are too few.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
+    if let Some(from) = &args.transfer_from {
+        return train_transfer::run(&args.bundle, from, args.few_shot, args.seed, output);
+    }
     let mut bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
     let samples = bundle.samples()?;
     let (selection, outcome) = fit(args, &samples, &bundle.manifest.gpu, output)?;

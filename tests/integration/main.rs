@@ -17,3 +17,4 @@ mod resume;
 mod shipped;
 mod support;
 mod training;
+mod transferring;
