@@ -1,8 +1,8 @@
 //! Where operator times come from, and how much of a simulation rests on which kind.
 
-use std::ops::AddAssign;
+use std::{ops::AddAssign, sync::Arc};
 
-use plumbline_bundles::{OutOfDomain, PredictError, Prediction, Predictors, Provenance};
+use plumbline_bundles::{CompiledPredictors, OutOfDomain, PredictError, Prediction, Predictors, Provenance};
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::roofline_ns};
 use serde::{Deserialize, Serialize};
 
@@ -29,15 +29,23 @@ impl OperatorTimes for Predictors {
 }
 
 /// A bundle's predictors with a rule for shapes outside the measured domain.
-#[derive(Clone, Copy, Debug)]
-pub struct BundleTimes<'a> {
-    /// The predictors.
-    pub predictors: &'a Predictors,
-    /// Whether to refuse or to extrapolate.
-    pub out_of_domain: OutOfDomain,
+///
+/// What was asked before is answered from memory, so each thread has its own; a clone starts without any.
+#[derive(Clone, Debug)]
+pub struct BundleTimes {
+    predictors: CompiledPredictors,
+    out_of_domain: OutOfDomain,
 }
 
-impl OperatorTimes for BundleTimes<'_> {
+impl BundleTimes {
+    /// Times by `predictors`, which are shared and not copied.
+    #[must_use]
+    pub fn new(predictors: Arc<Predictors>, out_of_domain: OutOfDomain) -> Self {
+        Self { predictors: CompiledPredictors::new(predictors), out_of_domain }
+    }
+}
+
+impl OperatorTimes for BundleTimes {
     fn predict(&self, operator: Operator, shape: &OperatorShape) -> Result<Prediction, PredictError> {
         self.predictors.predict_in_step(operator, shape, self.out_of_domain)
     }

@@ -1,6 +1,9 @@
 //! `plumb calibrate`: real runs to an engine profile.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use plumbline_bundles::{
     Bundle, EngineProfile, OutOfDomain,
@@ -97,7 +100,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         bundle_gpu: predictors.source_gpu().name.clone(),
         predictors_digest: bundle.predictors_digest(),
     };
-    let times = BundleTimes { predictors: &predictors, out_of_domain: OutOfDomain::Extrapolate };
+    let times = BundleTimes::new(Arc::new(predictors), OutOfDomain::Extrapolate);
     let mut profile = calibrate(&fit_on, &times, &options)?;
     if host.is_some() {
         profile.fitted_on.host = host;

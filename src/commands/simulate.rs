@@ -1,6 +1,9 @@
 //! `plumb simulate`: one simulated run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::ValueEnum;
 use plumbline_bundles::{Bundle, Dispatch, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex};
@@ -127,11 +130,11 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let workload = Workload::read(&args.workload)?;
     let bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
     let mut profile = engine(&bundle, &args.engine)?;
-    let predictors = predictors(&bundle, args.gpu.as_deref())?;
+    let predictors = Arc::new(predictors(&bundle, args.gpu.as_deref())?);
     let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
-    let times = BundleTimes { predictors: &predictors, out_of_domain: args.out_of_domain.into() };
+    let times = BundleTimes::new(Arc::clone(&predictors), args.out_of_domain.into());
     let host = args.host.as_deref().map(|name| super::host::named(name, &bundle)).transpose()?;
-    let host_factor = move_to_host(args, host.as_ref(), times, &mut profile, output)?;
+    let host_factor = move_to_host(args, host.as_ref(), &times, &mut profile, output)?;
     let options = SimulateOptions {
         seed: args.seed,
         residuals: args.residuals.into(),
@@ -153,13 +156,13 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
 fn move_to_host(
     args: &Args,
     host: Option<&HostInfo>,
-    times: BundleTimes<'_>,
+    times: &BundleTimes,
     profile: &mut EngineProfile,
     output: Output,
 ) -> Result<Option<HostFactorUsed>, Failure> {
     if !args.host_run.is_empty() {
         let runs = super::calibrate::read_runs(&args.host_run, None)?;
-        let read = host_factor(&runs, &times, profile)?;
+        let read = host_factor(&runs, times, profile)?;
         profile.host_factor = read.factor;
         let num_steps = Some(read.num_steps as u64);
         let basis = HostFactorBasis::Runs;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -119,7 +120,7 @@ pub fn validate(
 /// A bundle opened once for all the cases that predict the same GPU from it.
 struct Machine {
     bundle: Bundle,
-    predictors: Predictors,
+    predictors: Arc<Predictors>,
 }
 
 /// Bundle folder, and the GPU to carry its times over to.
@@ -138,7 +139,7 @@ impl Machines {
                 Some(gpu) if gpu.name != predictors.gpu().name => predictors.transferred_to(gpu.clone()),
                 _ => predictors,
             };
-            Ok(Machine { bundle, predictors })
+            Ok(Machine { bundle, predictors: Arc::new(predictors) })
         };
         let loaded = wanted.into_par_iter().map(|(key, case)| (key, load(case).map_err(|e| e.to_string())));
         Self(loaded.collect())
@@ -164,7 +165,7 @@ fn run_case(case: &Case, machines: &Machines, options: &ValidateOptions) -> Resu
         EngineRef::File(path) => EngineProfile::read(path)?,
     };
     let model = ModelSpec::load(&case.model)?;
-    let times = BundleTimes { predictors: &machine.predictors, out_of_domain: options.out_of_domain };
+    let times = BundleTimes::new(Arc::clone(&machine.predictors), options.out_of_domain);
     let mut notes = Vec::new();
     let fitted_with = &profile.fitted_on.predictors_digest;
     if !fitted_with.is_empty() && *fitted_with != machine.bundle.predictors_digest() {
