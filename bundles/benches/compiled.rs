@@ -129,6 +129,7 @@ mod cold {
         bencher.with_inputs(shapes(kind)).bench_local_values(|shape| predictor.baseline_ns(&shape, gpu));
     }
 
+    /// As the file holds it; predictions walk a flat copy in less than half of this.
     #[divan::bench(args = Kind::ALL, sample_size = 64)]
     fn forest(bencher: Bencher, kind: Kind) {
         let predictor = PREDICTORS.get(kind.operator()).expect("an operator of the bundle");

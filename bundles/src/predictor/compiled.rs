@@ -13,7 +13,7 @@ use super::{OutOfDomain, PredictError, Prediction, Predictors};
 /// Predictors that answer at once what they were asked before; every answer is that of [`Predictors`], bit for bit.
 ///
 /// Answers for a batch of one number lie in tables over that number, those of attention and the few that no table
-/// holds in a cache. Memory follows what was asked, up to about 20 MB.
+/// holds in a cache. Memory follows what was asked, up to about 25 MB.
 ///
 /// Asking needs no lock, so each thread has its own: a clone shares the predictors and starts without answers.
 #[derive(Debug)]

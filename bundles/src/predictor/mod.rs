@@ -7,8 +7,8 @@
 mod answer;
 mod compiled;
 mod domain;
-mod flat;
 mod file;
+mod flat;
 mod layout;
 mod operator;
 mod predictors;
