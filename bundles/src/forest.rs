@@ -79,6 +79,40 @@ impl Tree {
         }
         node.threshold
     }
+
+    /// Answers some rows of `records`, of `width` features each; `answer` is told the place in `rows` and the value.
+    ///
+    /// Rows are walked a few at once, which is faster than one after another.
+    pub fn predict_each(
+        &self,
+        records: &[f32],
+        width: usize,
+        rows: &[u32],
+        mut answer: impl FnMut(usize, f32),
+    ) {
+        const ROWS: usize = 4;
+        let nodes = self.nodes.as_slice();
+        for (group, rows) in rows.chunks(ROWS).enumerate() {
+            let mut starts = [0; ROWS];
+            starts.iter_mut().zip(rows).for_each(|(start, &row)| *start = row as usize * width);
+            let mut places = [0usize; ROWS];
+            let mut is_done = false;
+            while !is_done {
+                is_done = true;
+                for (place, start) in places.iter_mut().zip(starts) {
+                    let node = &nodes[*place];
+                    // A leaf's feature is any number that its file says.
+                    let value = records.get(start + usize::from(node.feature)).copied().unwrap_or(0.0);
+                    let child = node.left as usize + usize::from(value > node.threshold);
+                    *place = if node.left == 0 { *place } else { child };
+                    is_done &= node.left == 0;
+                }
+            }
+            for (i, &place) in places[..rows.len()].iter().enumerate() {
+                answer(ROWS * group + i, nodes[place].threshold);
+            }
+        }
+    }
 }
 
 impl Forest {

@@ -36,8 +36,8 @@ pub use inspect::Inspection;
 pub use lint::{LintOptions, LintReport, lint};
 pub use manifest::{FormatVersion, Manifest};
 pub use predictor::{
-    CompiledPredictors, OperatorPredictor, OutOfDomain, PredictError, Prediction, Predictors, PredictorsError,
-    Provenance,
+    CompiledPredictors, OperatorPredictor, OutOfDomain, PredictError, Prediction, Predictors,
+    PredictorsError, Provenance,
 };
 pub use samples::{CacheState, Sample, StopReason};
 pub use stats::TimeStats;

@@ -1,251 +1,438 @@
 //! Growing one regression tree.
 //!
-//! Every feature's rows are sorted once per forest. A node is a range of positions, the same in each feature's
-//! order; a split partitions that range stably in every order, so children stay sorted and a level of the tree
-//! costs `features x rows`.
+//! A node is a range of the tree's cells, which a split parts in two. How it finds the split depends on what it
+//! holds: [`Bins`] where values are few, sorted [`Lists`] otherwise, neither where there are but two cells. All
+//! three find the same.
+
+use std::ops::Range;
 
 use plumbline_bundles::{Tree, forest::Node};
-use rand::Rng;
-use rand_pcg::Pcg64;
 
-use super::params::RandomForestRegressorValidParams;
+use super::{
+    bins::Bins,
+    draw::{NodeSeed, bootstrap, without_bootstrap},
+    lists::{Entry, Lists, scan},
+    params::RandomForestRegressorValidParams,
+    split::{Best, Content, Measure},
+    table::Table,
+};
 
-/// The rows as columns of f32, each with the rows' order by it.
-pub(super) struct Columns {
-    values: Vec<Vec<f32>>,
-    orders: Vec<Vec<u32>>,
-    targets: Vec<f64>,
-}
-
-impl Columns {
-    /// Sorts every column; ties keep the order of rows.
-    pub(super) fn new(values: Vec<Vec<f32>>, targets: Vec<f64>) -> Self {
-        let order_of = |column: &Vec<f32>| {
-            let mut order: Vec<u32> = (0..column.len() as u32).collect();
-            order.sort_by(|&a, &b| column[a as usize].total_cmp(&column[b as usize]));
-            order
-        };
-        Self { orders: values.iter().map(order_of).collect(), values, targets }
-    }
-
-    pub(super) fn num_rows(&self) -> usize {
-        self.targets.len()
-    }
-
-    pub(super) fn num_features(&self) -> usize {
-        self.values.len()
-    }
-
-    /// One row, for predicting it.
-    pub(super) fn row(&self, row: usize) -> Vec<f32> {
-        self.values.iter().map(|column| column[row]).collect()
-    }
-}
-
-/// A tree and how often it drew each row.
+/// A grown tree.
 pub(super) struct Grown {
     pub(super) tree: Tree,
-    pub(super) draws: Vec<u32>,
+    /// Each feature's share of the decrease in squared error; all 0 without splits.
+    pub(super) importances: Vec<f64>,
 }
 
-/// A node yet to be split or made a leaf: the positions `start..end` of every order.
-struct Pending {
-    node: usize,
-    start: usize,
-    end: usize,
-    depth: usize,
+/// Limits of growing, features counted.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_depth: u32,
+    pub(super) min_split: f64,
+    pub(super) min_leaf: f64,
+    pub(super) max_features: usize,
 }
 
-struct Split {
-    feature: usize,
-    /// Positions before it in the feature's order go left.
-    at: usize,
-    threshold: f32,
-    /// Larger is better.
-    score: f64,
+/// Where a node's cells are found.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// In [`Grower::members`], with sums of this index.
+    Bins(u32),
+    /// In the lists of this side.
+    Lists(u32),
 }
 
-/// Sum and count of targets, draws counted.
-#[derive(Clone, Copy, Default)]
-struct Sum {
-    sum: f64,
-    count: f64,
+/// A node that is a leaf as yet and may be split.
+#[derive(Clone, Copy)]
+struct Pending<C> {
+    node: u32,
+    depth: u32,
+    seed: NodeSeed,
+    total: C,
+    /// Its places in the members or in every list.
+    start: u32,
+    end: u32,
+    place: Place,
+    /// A feature whose list holds its cells even where lists were not dealt out.
+    listed_by: u16,
+    /// The features that differed in its parent.
+    features: Features,
 }
 
-/// Grows the tree of an index; what it draws depends on the seed and the index alone.
-pub(super) fn grow(columns: &Columns, params: &RandomForestRegressorValidParams, tree_index: usize) -> Grown {
-    // The generator's second argument picks one of its distinct sequences.
-    let mut rng = Pcg64::new(u128::from(params.seed) | ((tree_index as u128) << 64), tree_index as u128);
-    let draws = draw(columns.num_rows(), params.bootstrap, &mut rng);
-    let mut grower = Grower::new(columns, params, draws, rng);
-    grower.run();
-    Grown { tree: grower.tree, draws: grower.draws }
-}
+/// A range of [`Grower::differing`].
+type Features = (u32, u32);
 
-fn draw(num_rows: usize, bootstrap: bool, rng: &mut Pcg64) -> Vec<u32> {
-    if !bootstrap {
-        return vec![1; num_rows];
+impl<C> Pending<C> {
+    fn places(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
     }
-    let mut draws = vec![0; num_rows];
-    for _ in 0..num_rows {
-        draws[below(rng, num_rows)] += 1;
+
+    fn num_cells(&self) -> usize {
+        (self.end - self.start) as usize
     }
-    draws
 }
 
-/// A number below `bound`, at most 2^32; by multiplication, whose bias of `bound / 2^64` does not matter here.
-fn below(rng: &mut Pcg64, bound: usize) -> usize {
-    ((u128::from(rng.next_u64()) * bound as u128) >> 64) as usize
+/// Grows tree after tree; its buffers are used again.
+pub(super) struct Grower<'a, C, E> {
+    table: &'a Table,
+    seed: u64,
+    num_draws: Option<usize>,
+    limits: Limits,
+    /// How often each row was drawn, in the order of [`Table::rows`].
+    drawn: Vec<u32>,
+    cells: Vec<C>,
+    /// Cells of the nodes that have bins.
+    members: Vec<u32>,
+    spare: Vec<u32>,
+    bins: Bins<C>,
+    lists: Lists<E>,
+    pending: Vec<Pending<C>>,
+    differing: Vec<u16>,
+    candidates: Vec<u16>,
+    nodes: Vec<Node>,
+    gains: Vec<f64>,
 }
 
-struct Grower<'a> {
-    columns: &'a Columns,
-    params: &'a RandomForestRegressorValidParams,
-    rng: Pcg64,
-    draws: Vec<u32>,
-    orders: Vec<Vec<u32>>,
-    /// Features in the order they are tried at the present node.
-    candidates: Vec<usize>,
-    goes_left: Vec<bool>,
-    buffer: Vec<u32>,
-    tree: Tree,
-}
-
-impl<'a> Grower<'a> {
-    fn new(
-        columns: &'a Columns,
-        params: &'a RandomForestRegressorValidParams,
-        draws: Vec<u32>,
-        rng: Pcg64,
-    ) -> Self {
-        let drawn = |order: &Vec<u32>| order.iter().copied().filter(|&row| draws[row as usize] > 0).collect();
+impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
+    pub(super) fn new(table: &'a Table, params: &RandomForestRegressorValidParams) -> Self {
+        let num_features = table.features.len();
         Self {
-            orders: columns.orders.iter().map(drawn).collect(),
-            candidates: (0..columns.num_features()).collect(),
-            goes_left: vec![false; columns.num_rows()],
-            buffer: Vec::with_capacity(columns.num_rows()),
-            tree: Tree::default(),
-            columns,
-            params,
-            rng,
-            draws,
+            table,
+            seed: params.seed(),
+            num_draws: params.num_draws(table.rows.len()),
+            limits: params.limits(table),
+            drawn: vec![1; table.rows.len()],
+            cells: Vec::new(),
+            members: Vec::new(),
+            spare: Vec::new(),
+            bins: Bins::new(&table.features),
+            lists: Lists::default(),
+            pending: Vec::new(),
+            differing: Vec::new(),
+            candidates: Vec::new(),
+            nodes: Vec::new(),
+            gains: vec![0.0; num_features],
         }
     }
 
-    fn run(&mut self) {
-        let root = self.add_node();
-        let mut pending = vec![Pending { node: root, start: 0, end: self.orders[0].len(), depth: 0 }];
-        while let Some(part) = pending.pop() {
-            let total = self.sum(part.start, part.end);
-            let split = if part.depth < self.params.max_depth { self.best_split(&part, total) } else { None };
-            let Some(split) = split else {
-                self.tree.nodes[part.node].threshold = (total.sum / total.count) as f32;
-                continue;
-            };
-            self.partition(&part, &split);
-            let (left, right) = (self.add_node(), self.add_node());
-            let feature = split.feature as u16;
-            self.tree.nodes[part.node] = Node { threshold: split.threshold, left: left as u32, feature };
-            let depth = part.depth + 1;
-            pending.push(Pending { node: right, start: split.at, end: part.end, depth });
-            pending.push(Pending { node: left, start: part.start, end: split.at, depth });
+    /// How often the last tree drew each row, in the order of [`Table::rows`].
+    pub(super) fn drawn(&self) -> &[u32] {
+        &self.drawn
+    }
+
+    /// Grows the tree of an index, which depends on the parameters, the data and the index alone.
+    pub(super) fn grow(&mut self, tree: usize) -> Grown {
+        let seed = match self.num_draws {
+            Some(draws) => bootstrap(self.seed, tree, draws, &mut self.drawn),
+            None => without_bootstrap(self.seed, tree),
+        };
+        self.fill_cells();
+        self.gains.fill(0.0);
+        self.nodes.clear();
+        self.differing.clear();
+        self.differing.extend(0..self.gains.len() as u16);
+        let root = self.root(seed);
+        self.settle(root);
+        while let Some(node) = self.pending.pop() {
+            self.differing.truncate(node.features.1 as usize);
+            self.split(node);
+        }
+        let sum: f64 = self.gains.iter().sum();
+        let share = |gain: &f64| if sum > 0.0 { gain / sum } else { 0.0 };
+        let importances = self.gains.iter().map(share).collect();
+        Grown { tree: Tree { nodes: self.nodes.as_slice().to_vec() }, importances }
+    }
+
+    /// The bins, for tests to say when they are used.
+    #[cfg(test)]
+    pub(super) fn bins(&mut self) -> &mut Bins<C> {
+        &mut self.bins
+    }
+
+    fn fill_cells(&mut self) {
+        self.cells.clear();
+        self.cells.resize(self.table.num_cells, C::default());
+        for (row, &times) in self.table.rows.iter().zip(&self.drawn) {
+            self.cells[row.cell as usize].add(C::new(row.content, times));
+        }
+        let drawn = |&cell: &u32| self.cells[cell as usize].weight() > 0.0;
+        self.members.clear();
+        self.members.extend((0..self.table.num_cells as u32).filter(drawn));
+    }
+
+    fn root(&mut self, seed: NodeSeed) -> Pending<C> {
+        let mut total = C::default();
+        self.members.iter().for_each(|&cell| total.add(self.cells[cell as usize]));
+        self.lists.resize(self.members.len(), self.gains.len());
+        let place = if self.bins.pay_off(self.members.len()) {
+            Place::Bins(self.bins.root(&self.members, &self.cells, &self.table.features))
+        } else {
+            for (index, feature) in (0..).zip(&self.table.features) {
+                self.lists.fill(index, feature, &self.cells);
+            }
+            Place::Lists(0)
+        };
+        let leaf = self.leaf(total);
+        self.nodes.push(leaf);
+        let (end, features) = (self.members.len() as u32, (0, self.differing.len() as u32));
+        Pending { node: 0, depth: 0, seed, total, start: 0, end, place, listed_by: 0, features }
+    }
+
+    fn leaf(&self, total: C) -> Node {
+        let value = self.table.scale.mean(total.target(), total.weight());
+        Node { threshold: value as f32, left: 0, feature: 0 }
+    }
+
+    fn may_split(&self, node: &Pending<C>) -> bool {
+        node.num_cells() > 1
+            && node.depth < self.limits.max_depth
+            && node.total.count() >= self.limits.min_split.max(2.0 * self.limits.min_leaf)
+    }
+
+    /// Whether it has to be kept for later.
+    fn is_large(&self, node: &Pending<C>) -> bool {
+        node.num_cells() > 2 && self.may_split(node)
+    }
+
+    /// Keeps a large node for later and finishes a small one.
+    fn settle(&mut self, node: Pending<C>) {
+        if self.is_large(&node) {
+            self.pending.push(node);
+        } else if self.may_split(&node) {
+            self.split_pair(&node);
         }
     }
 
-    fn add_node(&mut self) -> usize {
-        self.tree.nodes.push(Node::default());
-        self.tree.nodes.len() - 1
+    /// Writes a split into the tree, where both children are leaves as yet; returns the first of them.
+    fn make_split(&mut self, node: u32, total: C, best: &Best<C>, (gain, above): (f64, u32)) -> u32 {
+        self.gains[usize::from(best.feature)] += gain;
+        let values = &self.table.features[usize::from(best.feature)].values;
+        let threshold = between(values[best.below as usize], values[above as usize]);
+        let left = self.nodes.len() as u32;
+        self.nodes[node as usize] = Node { threshold, left, feature: best.feature };
+        let leaves = [self.leaf(best.left), self.leaf(total.minus(best.left))];
+        self.nodes.extend_from_slice(&leaves);
+        left
     }
 
-    fn sum(&self, start: usize, end: usize) -> Sum {
-        let mut total = Sum::default();
-        self.orders[0][start..end].iter().for_each(|&row| self.add(&mut total, row));
-        total
+    /// Takes the features that may differ in a node as candidates.
+    fn choose_from(&mut self, features: Features) -> usize {
+        self.candidates.clear();
+        self.candidates.extend_from_slice(&self.differing[features.0 as usize..features.1 as usize]);
+        self.candidates.len()
     }
 
-    fn add(&self, sum: &mut Sum, row: u32) {
-        let draws = f64::from(self.draws[row as usize]);
-        sum.sum += draws * self.columns.targets[row as usize];
-        sum.count += draws;
-    }
-
-    /// The best split over randomly chosen features; `None` when no split helps.
-    fn best_split(&mut self, part: &Pending, total: Sum) -> Option<Split> {
-        let num_features = self.candidates.len();
-        let mut wanted = self.params.max_features.unwrap_or(num_features.div_ceil(3));
-        let mut best: Option<Split> = None;
-        for i in 0..num_features {
-            if wanted == 0 {
-                break;
+    /// Finishes a node of two cells: any feature that tells them apart parts them alike.
+    fn split_pair(&mut self, node: &Pending<C>) {
+        let (a, b) = match node.place {
+            Place::Bins(_) => {
+                let start = node.start as usize;
+                (self.members[start] as usize, self.members[start + 1] as usize)
             }
-            let chosen = i + below(&mut self.rng, num_features - i);
-            self.candidates.swap(i, chosen);
-            let feature = self.candidates[i];
-            let order = &self.orders[feature][part.start..part.end];
-            let values = &self.columns.values[feature];
-            if values[order[0] as usize].total_cmp(&values[order[order.len() - 1] as usize]).is_eq() {
+            Place::Lists(side) => {
+                let list = self.lists.list(side, node.listed_by, node.places());
+                (list[0].cell(), list[1].cell())
+            }
+        };
+        for i in 0..self.choose_from(node.features) {
+            let feature = node.seed.choose(i, &mut self.candidates);
+            let codes = &self.table.features[usize::from(feature)].codes;
+            let (of_a, of_b) = (codes[a], codes[b]);
+            if of_a == of_b {
                 continue;
             }
-            wanted -= 1;
-            if let Some(split) = self.best_split_of(feature, part, total)
-                && best.as_ref().is_none_or(|best| split.score > best.score)
+            let (left, below, above) = if of_a < of_b { (a, of_a, of_b) } else { (b, of_b, of_a) };
+            let measure = Measure::new(node.total, self.limits.min_leaf);
+            let best = measure.split(feature, below, self.cells[left]);
+            if let Some(gain) = measure.gain(&best)
+                && measure.is_allowed(&best.left)
             {
-                best = Some(split);
+                self.make_split(node.node, node.total, &best, (gain, above));
             }
+            return;
         }
-        best
     }
 
-    /// The split of one feature that leaves the least squared error.
-    ///
-    /// That error is `sum of y^2 - (left sum)^2 / left count - (right sum)^2 / right count`; the first term is
-    /// the same for all splits, so the other two are maximised.
-    fn best_split_of(&self, feature: usize, part: &Pending, total: Sum) -> Option<Split> {
-        let values = &self.columns.values[feature];
-        let order = &self.orders[feature];
-        let min_count = self.params.min_samples_leaf as f64;
-        let unsplit = total.sum * total.sum / total.count;
-        // Less than rounding could fake is no gain.
-        let mut best_score = unsplit + 1e-12 * unsplit.abs().max(f64::MIN_POSITIVE);
-        let mut best = None;
-        let mut left = Sum::default();
-        for at in part.start + 1..part.end {
-            self.add(&mut left, order[at - 1]);
-            let (below, above) = (values[order[at - 1] as usize], values[order[at] as usize]);
-            let right = Sum { sum: total.sum - left.sum, count: total.count - left.count };
-            if below >= above || left.count < min_count || right.count < min_count {
-                continue;
+    fn split(&mut self, mut node: Pending<C>) {
+        self.find_differing(&mut node);
+        let measure = Measure::new(node.total, self.limits.min_leaf);
+        let best = self.best_split(&node, measure);
+        let Some(gain) = measure.gain(&best) else {
+            if let Place::Bins(index) = node.place {
+                self.bins.release(index);
             }
-            let score = left.sum * left.sum / left.count + right.sum * right.sum / right.count;
-            if score > best_score {
-                best_score = score;
-                // Halfway, computed so that it cannot overflow; rounding must not move it up to `above`.
-                let middle = below / 2.0 + above / 2.0;
-                let threshold = if middle >= below && middle < above { middle } else { below };
-                best = Some(Split { feature, at, threshold, score });
-            }
-        }
-        best
-    }
-
-    /// Moves the rows of the left child to the front in every order, keeping both sides sorted.
-    fn partition(&mut self, part: &Pending, split: &Split) {
-        for (position, &row) in self.orders[split.feature][part.start..part.end].iter().enumerate() {
-            self.goes_left[row as usize] = part.start + position < split.at;
-        }
-        for order in &mut self.orders {
-            let order = &mut order[part.start..part.end];
-            self.buffer.clear();
-            self.buffer.extend(order.iter().copied().filter(|&row| !self.goes_left[row as usize]));
-            let mut kept = 0;
-            for i in 0..order.len() {
-                let row = order[i];
-                if self.goes_left[row as usize] {
-                    order[kept] = row;
-                    kept += 1;
+            return;
+        };
+        let (num_left, above) = self.part(&node, &best);
+        let first = self.make_split(node.node, node.total, &best, (gain, above));
+        let middle = node.start + num_left as u32;
+        let (left_seed, right_seed) = node.seed.children();
+        let child = Pending { depth: node.depth + 1, listed_by: best.feature, ..node };
+        let mut left = Pending { node: first, seed: left_seed, total: best.left, end: middle, ..child };
+        let total = node.total.minus(best.left);
+        let mut right = Pending { node: first + 1, seed: right_seed, total, start: middle, ..child };
+        match node.place {
+            Place::Bins(index) => self.deal_bins(index, &mut left, &mut right),
+            Place::Lists(side) => {
+                if self.is_large(&left) || self.is_large(&right) {
+                    let features = &self.differing[node.features.0 as usize..node.features.1 as usize];
+                    let all = &self.table.features;
+                    let side = self.lists.deal_out(side, node.places(), num_left, features, &best, all);
+                    (left.place, right.place) = (Place::Lists(side), Place::Lists(side));
                 }
             }
-            order[kept..].copy_from_slice(&self.buffer);
+        }
+        self.settle(right);
+        self.settle(left);
+    }
+
+    /// Points the node's features at those of its parent's that still differ within it.
+    fn find_differing(&mut self, node: &mut Pending<C>) {
+        let (start, end) = (node.features.0 as usize, node.features.1 as usize);
+        let new = self.differing.len();
+        for i in start..end {
+            let feature = self.differing[i];
+            let differs = match node.place {
+                Place::Bins(index) => self.bins.differs(index, feature),
+                Place::Lists(side) => {
+                    let list = self.lists.list(side, feature, node.places());
+                    list[0].code() != list[list.len() - 1].code()
+                }
+            };
+            if differs {
+                self.differing.push(feature);
+            }
+        }
+        if self.differing.len() - new == end - start {
+            self.differing.truncate(new);
+        } else {
+            node.features = (new as u32, self.differing.len() as u32);
+        }
+    }
+
+    fn best_split(&mut self, node: &Pending<C>, measure: Measure) -> Best<C> {
+        let mut best = Best::none();
+        let num_candidates = self.choose_from(node.features);
+        for i in 0..self.limits.max_features.min(num_candidates) {
+            let feature = node.seed.choose(i, &mut self.candidates);
+            match node.place {
+                Place::Bins(index) => self.bins.scan(index, feature, measure, &mut best),
+                Place::Lists(side) => {
+                    let list = self.lists.list(side, feature, node.places());
+                    let has_repeats =
+                        self.table.features[usize::from(feature)].values.len() < self.table.num_cells;
+                    scan(feature, list, has_repeats, &self.cells, measure, &mut best);
+                }
+            }
+        }
+        best
+    }
+
+    /// Moves the left cells of members to the front; returns how many cells go left and the lowest code that goes
+    /// right.
+    fn part(&mut self, node: &Pending<C>, best: &Best<C>) -> (usize, u32) {
+        match node.place {
+            Place::Bins(index) => {
+                let codes = &self.table.features[usize::from(best.feature)].codes;
+                let members = &mut self.members[node.places()];
+                let num_left = part(members, &mut self.spare, |&cell| codes[cell as usize] <= best.below);
+                (num_left, self.bins.above(index, best.feature, best.below))
+            }
+            Place::Lists(side) => {
+                let list = self.lists.list(side, best.feature, node.places());
+                let num_left = list.partition_point(|&entry| entry.code() <= best.below);
+                (num_left, list[num_left].code())
+            }
+        }
+    }
+
+    /// Gives the children of a node with sums theirs, or lists to those for which sums do not pay off.
+    fn deal_bins(&mut self, index: u32, left: &mut Pending<C>, right: &mut Pending<C>) {
+        let (small, large) = if left.num_cells() < right.num_cells() { (left, right) } else { (right, left) };
+        let differing = &self.differing[small.features.0 as usize..small.features.1 as usize];
+        let keeps_bins = |node: &Pending<C>| {
+            self.is_large(node) && self.bins.pay_off_for(index, differing, node.num_cells())
+        };
+        let (small_has_bins, large_has_bins) = (keeps_bins(small), keeps_bins(large));
+        let mut wants_lists = Vec::with_capacity(2);
+        if large_has_bins {
+            let members = &self.members[small.places()];
+            let features = (differing, self.table.features.as_slice());
+            let sums = self.bins.take_from(index, members, &self.cells, features, small_has_bins);
+            match sums {
+                Some(sums) => small.place = Place::Bins(sums),
+                None => wants_lists.push(small),
+            }
+        } else {
+            wants_lists.extend([small, large]);
+        }
+        for child in wants_lists {
+            if self.is_large(child) {
+                for &feature in &self.differing[child.features.0 as usize..child.features.1 as usize] {
+                    let range = self.bins.range(index, feature);
+                    let codes = &self.table.features[usize::from(feature)].codes;
+                    self.lists.sort(feature, child.places(), &self.members[child.places()], codes, range);
+                }
+                child.place = Place::Lists(0);
+            }
+        }
+        if !large_has_bins {
+            self.bins.release(index);
+        }
+    }
+}
+
+/// Moves what goes left to the front, keeping orders; returns how much that is.
+fn part(members: &mut [u32], spare: &mut Vec<u32>, goes_left: impl Fn(&u32) -> bool) -> usize {
+    spare.resize(members.len().max(spare.len()), 0);
+    let spare = &mut spare[..members.len()];
+    let (mut left, mut right) = (0, 0);
+    for i in 0..members.len() {
+        let member = members[i];
+        let is_left = goes_left(&member);
+        members[left] = member;
+        spare[right] = member;
+        left += usize::from(is_left);
+        right += usize::from(!is_left);
+    }
+    members[left..].copy_from_slice(&spare[..right]);
+    left
+}
+
+/// A number from `below` on and before `above`: near the middle, and of few decimal digits, as files hold thousands.
+fn between(below: f32, above: f32) -> f32 {
+    let is_inside = |x: f32| x >= below && x < above;
+    // Halved before they are added, so that it cannot overflow; rounding must not move it up to `above`.
+    let middle = below / 2.0 + above / 2.0;
+    let digit = 10f64.powi((f64::from(above) - f64::from(below)).log10().floor() as i32);
+    let short = ((f64::from(middle) / digit).round() * digit) as f32;
+    if is_inside(short) {
+        short
+    } else if is_inside(middle) {
+        middle
+    } else {
+        below
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::between;
+
+    #[test]
+    fn thresholds_lie_between_and_are_short() {
+        for (below, above, expected) in [
+            (0.0, 1.0, 0.5f32),
+            (128.0, 256.0, 192.0),
+            (1.234_567, 1.345_678, 1.3),
+            (-3.3, 7.9, 2.0),
+            (2.0, f32::from_bits(2.0f32.to_bits() + 1), 2.0),
+            (f32::MIN, f32::MAX, 0.0),
+        ] {
+            let found = between(below, above);
+            assert!(found >= below && found < above, "{below} {found} {above}");
+            assert!((found - expected).abs() <= (above / 2.0 - below / 2.0), "{below} {found} {above}");
+            assert!(found.to_string().len() <= 5, "{found}");
         }
     }
 }

@@ -5,9 +5,12 @@ use linfa::{
 };
 use ndarray::{Array1, Array2, array};
 use plumbline_bundles::Forest;
-use proptest::prelude::*;
 
 use super::*;
+
+mod laws;
+mod splits;
+mod weights;
 
 fn data(rows: usize, law: impl Fn(f64, f64) -> f64) -> (Array2<f64>, Array1<f64>) {
     let x = Array2::from_shape_fn((rows, 2), |(i, c)| ((i * (7 + 6 * c)) % rows) as f64 / rows as f64);
@@ -32,7 +35,7 @@ fn a_constant_target_is_answered_exactly() {
 fn a_step_is_recovered_between_the_points_beside_it() {
     let (x, y) = data(200, |a, _| if a < 0.3 { -1.0 } else { 4.0 });
     let model = fit(&RandomForestRegressorParams::new().max_features(2), &x, &y);
-    let answers = model.predict(&array![[0.1, 0.9], [0.28, 0.1], [0.32, 0.5], [0.9, 0.0]]);
+    let answers: Array1<f64> = model.predict(&array![[0.1, 0.9], [0.28, 0.1], [0.32, 0.5], [0.9, 0.0]]);
     for (answer, expected) in answers.iter().zip([-1.0, -1.0, 4.0, 4.0]) {
         assert!((answer - expected).abs() < 0.2, "{answer} for {expected}");
     }
@@ -106,6 +109,87 @@ fn depth_and_leaf_size_are_kept() {
 }
 
 #[test]
+fn features_tried_are_counted_in_every_way() {
+    let of = |max_features: MaxFeatures| [1, 2, 9, 15].map(|num_features| max_features.of(num_features));
+    assert_eq!(of(MaxFeatures::All), [1, 2, 9, 15]);
+    assert_eq!(of(MaxFeatures::Sqrt), [1, 2, 3, 4]);
+    assert_eq!(of(MaxFeatures::Third), [1, 1, 3, 5]);
+    assert_eq!(of(MaxFeatures::from(4)), [1, 2, 4, 4]);
+    assert_eq!(of(MaxFeatures::Fraction(0.34)), [1, 1, 4, 6]);
+}
+
+#[test]
+fn importance_goes_to_the_feature_that_matters() {
+    let (x, y) = data(300, |a, b| 10.0 * a + b);
+    let model = fit(&RandomForestRegressorParams::new().max_features(MaxFeatures::All), &x, &y);
+    let importances = model.feature_importances();
+    assert!((importances.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{importances:?}");
+    // Variances of 10 a and b are as 100 to 1.
+    assert!((importances[0] - 100.0 / 101.0).abs() < 0.01, "{importances:?}");
+    let (x, y) = data(50, |_, _| 2.5);
+    let leaves = fit(&RandomForestRegressorParams::new(), &x, &y);
+    assert_eq!(leaves.feature_importances(), [0.0, 0.0]);
+}
+
+#[test]
+fn out_of_bag_answers_are_those_of_the_trees_that_did_not_draw_the_row() {
+    let (x, y) = data(60, |a, b| a + b * b);
+    let params = RandomForestRegressorParams::new().num_trees(9).bootstrap_fraction(0.7);
+    let model = fit(&params, &x, &y);
+    let mut answered = 0;
+    for (row, predicted) in model.out_of_bag_predictions().iter().enumerate() {
+        let features: Vec<f32> = x.row(row).iter().map(|&value| value as f32).collect();
+        let trees = (0..9).filter(|&tree| {
+            let mut drawn = vec![0; 60];
+            draw::bootstrap(0, tree, 42, &mut drawn);
+            // Rows are drawn by their place among the sorted ones.
+            drawn[place_of(&x, row)] == 0
+        });
+        let answers: Vec<f64> =
+            trees.map(|tree| f64::from(model.forest().trees[tree].predict(&features))).collect();
+        let mean = (!answers.is_empty()).then(|| answers.iter().sum::<f64>() / answers.len() as f64);
+        assert!(mean.is_some() == predicted.is_some(), "row {row}");
+        if let (Some(mean), Some(predicted)) = (mean, predicted) {
+            assert!((mean - predicted).abs() < 1e-9, "row {row}: {mean} {predicted}");
+            answered += 1;
+        }
+    }
+    assert!(answered > 50);
+    let off = fit(&params.out_of_bag(false), &x, &y);
+    assert_eq!(off.forest(), model.forest());
+    assert_eq!((off.out_of_bag_error(), off.out_of_bag_r2()), (None, None));
+}
+
+/// Place of a row among all rows, sorted by their features.
+fn place_of(x: &Array2<f64>, row: usize) -> usize {
+    let key = |i: usize| (x[[i, 0]], x[[i, 1]], i);
+    (0..x.nrows()).filter(|&other| key(other) < key(row)).count()
+}
+
+#[test]
+fn the_out_of_bag_r2_is_near_one_for_a_law_and_near_zero_for_noise() {
+    let (x, y) = data(300, |a, b| 3.0 * a + b);
+    let r2 = |y: &Array1<f64>| fit(&RandomForestRegressorParams::new(), &x, y).out_of_bag_r2().unwrap();
+    assert!(r2(&y) > 0.97, "{}", r2(&y));
+    let noise = Array1::from_shape_fn(300, |i| ((i * i * 7919) % 1009) as f64);
+    assert!(r2(&noise) < 0.2, "{}", r2(&noise));
+    let (x, y) = data(50, |_, _| 2.5);
+    assert_eq!(fit(&RandomForestRegressorParams::new(), &x, &y).out_of_bag_r2(), None);
+}
+
+#[test]
+fn single_precision_is_as_good() {
+    let (x, y) = data(80, |a, b| a * a + b);
+    let (narrow_x, narrow_y) = (x.mapv(|value| value as f32), y.mapv(|value| value as f32));
+    let params = RandomForestRegressorParams::new().num_trees(8);
+    let model = params.fit(&Dataset::new(narrow_x.clone(), narrow_y.clone())).unwrap();
+    let wide = fit(&params, &narrow_x.mapv(f64::from), &narrow_y.mapv(f64::from));
+    assert_eq!(model.forest(), wide.forest());
+    let predicted: Array1<f32> = model.predict(&narrow_x);
+    assert!((predicted[7] - wide.predict(&narrow_x.mapv(f64::from))[7] as f32).abs() < 1e-6);
+}
+
+#[test]
 fn linfas_cross_validation_prefers_the_forest_that_can_split() {
     let (x, y) = data(100, |a, _| if a < 0.5 { 0.0 } else { 1.0 });
     let params = [
@@ -133,6 +217,15 @@ fn bad_parameters_and_data_are_refused() {
     assert!(refused(RandomForestRegressorParams::new().max_features(0)).contains("max_features"));
     assert!(refused(RandomForestRegressorParams::new().min_samples_leaf(0)).contains("min_samples_leaf"));
     assert!(refused(RandomForestRegressorParams::new().max_depth(65)).contains("0 to 64"));
+    assert!(refused(RandomForestRegressorParams::new().min_samples_split(1)).contains("at least 2"));
+    for fraction in [0.0, 1.5, -1.0, f64::NAN] {
+        let features = RandomForestRegressorParams::new().max_features(MaxFeatures::Fraction(fraction));
+        assert!(refused(features).contains("more than 0 and at most 1"));
+        let rows = RandomForestRegressorParams::new().bootstrap_fraction(fraction);
+        assert!(refused(rows).starts_with("forest parameter bootstrap_fraction"));
+    }
+    let unused = RandomForestRegressorParams::new().bootstrap(false).bootstrap_fraction(0.5);
+    assert!(refused(unused).contains("1 without bootstrap"));
 
     let fails = |x: Array2<f64>, y: Array1<f64>| {
         RandomForestRegressorParams::new().fit(&DatasetBase::new(x, y)).unwrap_err().to_string()
@@ -145,27 +238,4 @@ fn bad_parameters_and_data_are_refused() {
     assert!(fails(x.clone(), endless).starts_with("row 2"));
     assert!(fails(Array2::zeros((0, 2)), Array1::zeros(0)).contains("without rows"));
     assert!(fails(x, Array1::zeros(3)).contains("10 rows with 3 targets"));
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn answers_stay_within_the_range_of_targets(
-        rows in prop::collection::vec((-1e6f32..1e6, -1.0f32..1.0, -1e3f32..1e3), 1..60),
-        queries in prop::collection::vec((-1e9f64..1e9, -2.0f64..2.0), 1..20),
-        leaf in 1usize..4,
-        seed in any::<u64>(),
-    ) {
-        let x = Array2::from_shape_fn((rows.len(), 2), |(i, c)| f64::from(if c == 0 { rows[i].0 } else { rows[i].1 }));
-        let y: Array1<f64> = rows.iter().map(|row| f64::from(row.2)).collect();
-        let params = RandomForestRegressorParams::new().num_trees(5).min_samples_leaf(leaf).seed(seed);
-        let model = fit(&params, &x, &y);
-        model.forest().check().unwrap();
-        let (low, high) = y.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
-        let queries = Array2::from_shape_fn((queries.len(), 2), |(i, c)| if c == 0 { queries[i].0 } else { queries[i].1 });
-        for answer in model.predict(&queries) {
-            prop_assert!(answer >= low - 1e-9 && answer <= high + 1e-9, "{answer} outside {low}..{high}");
-        }
-    }
 }
