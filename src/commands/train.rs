@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use plumbline_bundles::{Bundle, Sample, bundle::predictor_name, predictor::ErrorSummary};
+use plumbline_bundles::{
+    Bundle, Sample,
+    predictor::{ErrorSummary, payloads},
+};
 use plumbline_schema::{GpuSpec, Nanos};
 use plumbline_trainer::{
     OperatorReport, TrainOptions, TrainOutcome, TrainReport, report,
@@ -74,11 +77,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let mut bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
     let samples = bundle.samples()?;
     let (selection, outcome) = fit(args, &samples, &bundle.manifest.gpu, output)?;
-    let mut changes = Vec::with_capacity(outcome.predictors.len());
-    for predictor in &outcome.predictors {
-        changes.push((predictor_name(predictor.operator), predictor.to_json()?));
-    }
-    bundle.update(changes)?;
+    bundle.update(payloads(&outcome.predictors)?)?;
     if let Some(folder) = &args.report {
         report::write(folder, &outcome, &bundle.manifest.gpu)?;
     }

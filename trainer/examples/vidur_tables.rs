@@ -23,7 +23,7 @@ use plumbline_schema::{
 };
 use plumbline_trainer::{HeldOutPoint, HeldOutWay, TrainOptions, train};
 
-/// The GPU of the tables; an A800 is an A100 with another NVLink.
+/// The GPU of the tables; an A800 is an A100 with another `NVLink`.
 const GPU: &str = "a100-sxm4-80gb";
 
 /// A column of a table: one measured launch a row.
