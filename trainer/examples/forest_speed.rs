@@ -1,4 +1,4 @@
-//! Times fitting and predicting of a regression forest on tables; `benches/sklearn_forest.py` runs it beside
+//! Times fitting and predicting of a regression forest on tables; `benches/vidur_tables.py` runs it beside
 //! scikit-learn.
 //!
 //! `cargo run --release -p plumbline-trainer --example forest_speed -- TREES FEATURES_TRIED TABLE.csv...` prints a
