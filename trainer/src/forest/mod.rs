@@ -20,7 +20,6 @@ mod split;
 mod table;
 #[cfg(test)]
 mod tests;
-mod threshold;
 
 pub use error::ForestError;
 pub use model::RandomForestRegressor;
