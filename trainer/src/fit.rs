@@ -52,6 +52,7 @@ pub(crate) fn fit(
         .max_depth(options.max_depth)
         .min_samples_leaf(options.min_samples_leaf)
         .max_features(hyper.max_features as usize)
+        .out_of_bag(false)
         .seed(options.seed);
     let model: RandomForestRegressor =
         params.fit(&data).map_err(|source| TrainError::Forest { operator, source })?;

@@ -15,6 +15,7 @@ use super::{
     params::RandomForestRegressorValidParams,
     split::{Best, Content, Measure},
     table::Table,
+    threshold::Thresholds,
 };
 
 /// A grown tree.
@@ -89,6 +90,7 @@ pub(super) struct Grower<'a, C, E> {
     pending: Vec<Pending<C>>,
     differing: Vec<u16>,
     candidates: Vec<u16>,
+    thresholds: Thresholds,
     nodes: Vec<Node>,
     gains: Vec<f64>,
 }
@@ -110,6 +112,7 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
             pending: Vec::new(),
             differing: Vec::new(),
             candidates: Vec::new(),
+            thresholds: Thresholds::new(),
             nodes: Vec::new(),
             gains: vec![0.0; num_features],
         }
@@ -207,7 +210,7 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
     fn make_split(&mut self, node: u32, total: C, best: &Best<C>, (gain, above): (f64, u32)) -> u32 {
         self.gains[usize::from(best.feature)] += gain;
         let values = &self.table.features[usize::from(best.feature)].values;
-        let threshold = between(values[best.below as usize], values[above as usize]);
+        let threshold = self.thresholds.between(values[best.below as usize], values[above as usize]);
         let left = self.nodes.len() as u32;
         self.nodes[node as usize] = Node { threshold, left, feature: best.feature };
         let leaves = [self.leaf(best.left), self.leaf(total.minus(best.left))];
@@ -397,42 +400,4 @@ fn part(members: &mut [u32], spare: &mut Vec<u32>, goes_left: impl Fn(&u32) -> b
     }
     members[left..].copy_from_slice(&spare[..right]);
     left
-}
-
-/// A number from `below` on and before `above`: near the middle, and of few decimal digits, as files hold thousands.
-fn between(below: f32, above: f32) -> f32 {
-    let is_inside = |x: f32| x >= below && x < above;
-    // Halved before they are added, so that it cannot overflow; rounding must not move it up to `above`.
-    let middle = below / 2.0 + above / 2.0;
-    let digit = 10f64.powi((f64::from(above) - f64::from(below)).log10().floor() as i32);
-    let short = ((f64::from(middle) / digit).round() * digit) as f32;
-    if is_inside(short) {
-        short
-    } else if is_inside(middle) {
-        middle
-    } else {
-        below
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::between;
-
-    #[test]
-    fn thresholds_lie_between_and_are_short() {
-        for (below, above, expected) in [
-            (0.0, 1.0, 0.5f32),
-            (128.0, 256.0, 192.0),
-            (1.234_567, 1.345_678, 1.3),
-            (-3.3, 7.9, 2.0),
-            (2.0, f32::from_bits(2.0f32.to_bits() + 1), 2.0),
-            (f32::MIN, f32::MAX, 0.0),
-        ] {
-            let found = between(below, above);
-            assert!(found >= below && found < above, "{below} {found} {above}");
-            assert!((found - expected).abs() <= (above / 2.0 - below / 2.0), "{below} {found} {above}");
-            assert!(found.to_string().len() <= 5, "{found}");
-        }
-    }
 }

@@ -20,6 +20,7 @@ mod split;
 mod table;
 #[cfg(test)]
 mod tests;
+mod threshold;
 
 pub use error::ForestError;
 pub use model::RandomForestRegressor;
