@@ -1,8 +1,12 @@
 //! What training finds, and what it refuses.
 
-use plumbline_bundles::{CacheState, OutOfDomain, Predictors, Provenance, Sample};
+use plumbline_bundles::{
+    CacheState, OutOfDomain, Predictors, Provenance, Sample, bundle::sha256_hex, predictor::payloads,
+};
 use plumbline_schema::{Operator, OperatorShape, StepBatch, operator::Heads};
 use plumbline_trainer::{TrainError, TrainOptions, TrainOutcome, train};
+
+use proptest::prelude::*;
 
 use crate::law;
 
@@ -82,6 +86,43 @@ fn a_changed_cell_changes_the_digest_and_the_model() {
     assert_ne!(before.samples_digest, after.samples_digest);
     assert_ne!(before.forest, after.forest);
     assert!(before.samples_digest.starts_with("sha256:") && before.samples_digest.len() == 71);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any cell: the digest, the file, and the digest of that, which is what engine profiles are fitted under.
+    #[test]
+    fn any_changed_cell_changes_the_digest_the_model_and_the_key(
+        place in any::<prop::sample::Index>(),
+        factor in prop_oneof![0.7..0.99, 1.01..1.4],
+    ) {
+        let mut samples = law::samples(4);
+        samples.retain(|sample| sample.operator == Operator::SiluMul);
+        let options = TrainOptions { num_trees: 4, num_folds: 2, ..TrainOptions::default() };
+        let file = |samples: &[Sample]| {
+            let outcome = train(samples, &law::gpu(), &options, |_| ()).unwrap();
+            payloads(&outcome.predictors).unwrap().remove(0).1
+        };
+        let key = |file: &[u8]| sha256_hex(file);
+        let digest = |file: &[u8]| {
+            serde_json::from_slice::<serde_json::Value>(file).unwrap()["samples_digest"].clone()
+        };
+        let before = file(&samples);
+        prop_assert_eq!(&before, &file(&samples));
+        let sample = place.index(samples.len());
+        let stats = samples[sample].stats;
+        samples[sample].stats = stats.scaled(factor);
+        let after = file(&samples);
+        prop_assert_ne!(digest(&before), digest(&after));
+        prop_assert_ne!(key(&before), key(&after));
+        let without_digest = |file: &[u8]| {
+            let mut value: serde_json::Value = serde_json::from_slice(file).unwrap();
+            value["samples_digest"] = serde_json::Value::Null;
+            value
+        };
+        prop_assert_ne!(without_digest(&before), without_digest(&after));
+    }
 }
 
 #[test]
