@@ -175,19 +175,25 @@ fn grow_all<C: Content, E: Entry>(
     (grown, sum)
 }
 
+/// Fewest rows that a thread is woken for.
+const ROWS_AT_ONCE: usize = 64;
+
 impl<F: Float, D: Data<Elem = F>> PredictInplace<ArrayBase<D, Ix2>, Array1<F>> for RandomForestRegressor {
-    /// Predicts every row.
+    /// Predicts every row; many of them on all threads of rayon's present pool.
     ///
     /// # Panics
     /// When `x` and `y` differ in length or `x` has another number of features than was trained on.
     fn predict_inplace<'a>(&'a self, x: &'a ArrayBase<D, Ix2>, y: &mut Array1<F>) {
         assert_eq!(x.nrows(), y.len(), "rows of features and places for predictions");
         assert_eq!(x.ncols(), self.forest.num_features, "features given and trained on");
-        let mut features = vec![0.0; x.ncols()];
-        for (row, predicted) in x.rows().into_iter().zip(y.iter_mut()) {
-            features.iter_mut().zip(row).for_each(|(x, value)| *x = value.to_f32().unwrap_or(f32::NAN));
-            *predicted = F::cast(self.forest.predict(&features));
-        }
+        let records: Vec<f32> = x.iter().map(|value| value.to_f32().unwrap_or(f32::NAN)).collect();
+        let answers: Vec<f64> = if x.nrows() < ROWS_AT_ONCE {
+            records.chunks_exact(x.ncols()).map(|row| self.forest.predict(row)).collect()
+        } else {
+            let rows = records.par_chunks_exact(x.ncols()).with_min_len(ROWS_AT_ONCE);
+            rows.map(|row| self.forest.predict(row)).collect()
+        };
+        y.iter_mut().zip(answers).for_each(|(y, answer)| *y = F::cast(answer));
     }
 
     fn default_target(&self, x: &ArrayBase<D, Ix2>) -> Array1<F> {
