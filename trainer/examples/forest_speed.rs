@@ -1,92 +1,62 @@
-//! Times fitting and predicting of a regression forest on tables; `benches/vidur_tables.py` runs it beside
+//! Times fitting and predicting of a regression forest on tables; `benches/sklearn_forest.py` runs it beside
 //! scikit-learn.
 //!
 //! `cargo run --release -p plumbline-trainer --example forest_speed -- TREES FEATURES_TRIED TABLE.csv...` prints a
-//! line of JSON for each table; `FEATURES_TRIED` is a share of the features in (0, 1]. A table has a head line and
-//! numbers, the last column being the target.
+//! line of JSON for each table, times in nanoseconds as lowest, median and highest; `FEATURES_TRIED` is a share of the
+//! features in (0, 1]. A table has a head line and numbers, the last column being the target.
 
 use std::{
+    hint::black_box,
     path::Path,
     time::{Duration, Instant},
 };
 
-use linfa::{
-    Dataset,
-    traits::{Fit, Predict},
-};
-use ndarray::{Array1, Array2, s};
-use plumbline_trainer::forest::RandomForestRegressorParams;
+use linfa::traits::{Fit, Predict};
+use ndarray::{Array1, s};
+use plumbline_trainer::forest::{MaxFeatures, RandomForestRegressorParams};
 
-type Failure = Box<dyn std::error::Error>;
+#[path = "../benches/support/tables.rs"]
+mod tables;
 
-fn read(path: &Path) -> Result<(Array2<f64>, Array1<f64>), Failure> {
-    let text = std::fs::read_to_string(path)?;
-    let mut cells = Vec::new();
-    let mut num_rows = 0;
-    for (i, line) in text.lines().enumerate().skip(1) {
-        for cell in line.split(',') {
-            let cell = cell.trim().parse::<f64>();
-            cells.push(cell.map_err(|e| format!("{}, line {}: {e}", path.display(), i + 1))?);
-        }
-        num_rows += 1;
-    }
-    let width = cells.len().checked_div(num_rows).unwrap_or(0);
-    let table = Array2::from_shape_vec((num_rows, width), cells)?;
-    if width < 2 {
-        return Err(
-            format!("{}: expected features and a target, found {width} columns", path.display()).into()
-        );
-    }
-    Ok((table.slice(s![.., ..width - 1]).to_owned(), table.column(width - 1).to_owned()))
-}
-
-/// Times of repetitions, sorted, at least `least` of them and at least for half a second.
-fn times(least: usize, mut run: impl FnMut()) -> Vec<Duration> {
+/// Lowest, median and highest time of repetitions, at least `least` of them and at least for half a second.
+///
+/// What a repetition returns is dropped after its time is taken, as scikit-learn's models are.
+fn times_ns<T>(least: usize, mut run: impl FnMut() -> T) -> [u128; 3] {
     let start = Instant::now();
     let mut times = Vec::new();
     while times.len() < least || start.elapsed() < Duration::from_millis(500) {
         let start = Instant::now();
-        run();
-        times.push(start.elapsed());
+        let result = black_box(run());
+        times.push(start.elapsed().as_nanos());
+        drop(result);
     }
-    times.sort();
-    times
+    times.sort_unstable();
+    [times[0], times[times.len() / 2], times[times.len() - 1]]
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [trees, share, tables @ ..] = arguments.as_slice() else {
+    let [trees, share, paths @ ..] = arguments.as_slice() else {
         return Err("expected TREES FEATURES_TRIED TABLE.csv...".into());
     };
-    let (trees, share): (usize, f64) = (trees.parse()?, share.parse()?);
-    for table in tables {
-        let (x, y) = read(Path::new(table))?;
-        let tried = ((share * x.ncols() as f64) as usize).max(1);
-        let params =
-            RandomForestRegressorParams::new().num_trees(trees).max_features(tried).out_of_bag(false).seed(1);
-        let data = Dataset::new(x.clone(), y);
-        let model = params.fit(&data)?;
-        let fit = times(7, || {
-            std::hint::black_box(params.fit(&data).map(|model| model.forest().trees.len())).ok();
-        });
-        let row = x.slice(s![x.nrows() / 2..=x.nrows() / 2, ..]).to_owned();
-        let one = times(50, || {
-            std::hint::black_box::<Array1<f64>>(model.predict(std::hint::black_box(&row)));
-        });
-        let all = times(7, || {
-            std::hint::black_box::<Array1<f64>>(model.predict(std::hint::black_box(&x)));
-        });
-        let ns = |times: &[Duration]| {
-            [times[0], times[times.len() / 2], times[times.len() - 1]].map(|t| t.as_nanos())
-        };
+    let params = RandomForestRegressorParams::new()
+        .num_trees(trees.parse()?)
+        .max_features(MaxFeatures::Fraction(share.parse()?))
+        .out_of_bag(false)
+        .seed(1);
+    for path in paths {
+        let table = tables::read(Path::new(path))?;
+        let model = params.fit(&table)?;
+        let fit = times_ns(7, || params.fit(&table));
+        let all_rows = &table.records;
+        let row = all_rows.slice(s![all_rows.nrows() / 2..=all_rows.nrows() / 2, ..]).to_owned();
+        let one = times_ns(50, || -> Array1<f64> { model.predict(black_box(&row)) });
+        let all = times_ns(7, || -> Array1<f64> { model.predict(black_box(all_rows)) });
         let nodes: usize = model.forest().trees.iter().map(|tree| tree.nodes.len()).sum();
         println!(
-            "{{\"rows\":{},\"features\":{},\"nodes\":{nodes},\"fit_ns\":{:?},\"predict_one_ns\":{:?},\"predict_all_ns\":{:?}}}",
-            x.nrows(),
-            x.ncols(),
-            ns(&fit),
-            ns(&one),
-            ns(&all)
+            "{{\"rows\":{},\"features\":{},\"nodes\":{nodes},\"fit_ns\":{fit:?},\"predict_one_ns\":{one:?},\"predict_all_ns\":{all:?}}}",
+            all_rows.nrows(),
+            all_rows.ncols(),
         );
     }
     Ok(())
