@@ -121,7 +121,7 @@ impl<C: Content> Bins<C> {
         {
             left.add(*bin);
             if measure.is_better(&left, best) && measure.is_allowed(&left) {
-                *best = measure.split(feature, below, left);
+                *best = measure.split(feature, below, 0, left);
             }
         }
     }

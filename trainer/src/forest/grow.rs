@@ -158,9 +158,13 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
         for (row, &times) in self.table.rows.iter().zip(&self.drawn) {
             self.cells[row.cell as usize].add(C::new(row.content, times));
         }
-        let drawn = |&cell: &u32| self.cells[cell as usize].weight() > 0.0;
-        self.members.clear();
-        self.members.extend((0..self.table.num_cells as u32).filter(drawn));
+        self.members.resize(self.table.num_cells, 0);
+        let mut num_members = 0;
+        for (cell, content) in (0..).zip(&self.cells) {
+            self.members[num_members] = cell;
+            num_members += usize::from(content.weight() > 0.0);
+        }
+        self.members.truncate(num_members);
     }
 
     fn root(&mut self, seed: NodeSeed) -> Pending<C> {
@@ -246,7 +250,7 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
             }
             let (left, below, above) = if of_a < of_b { (a, of_a, of_b) } else { (b, of_b, of_a) };
             let measure = Measure::new(node.total, self.limits.min_leaf);
-            let best = measure.split(feature, below, self.cells[left]);
+            let best = measure.split(feature, below, 1, self.cells[left]);
             if let Some(gain) = measure.gain(&best)
                 && measure.is_allowed(&best.left)
             {
@@ -343,7 +347,7 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
             }
             Place::Lists(side) => {
                 let list = self.lists.list(side, best.feature, node.places());
-                let num_left = list.partition_point(|&entry| entry.code() <= best.below);
+                let num_left = best.num_left as usize;
                 (num_left, list[num_left].code())
             }
         }

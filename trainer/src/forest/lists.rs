@@ -81,13 +81,15 @@ impl<E: Entry> Lists<E> {
     /// Fills in the whole list of a feature from the order of all cells, of which those with weight are taken.
     pub(super) fn fill<C: Content>(&mut self, index: u16, feature: &Feature, cells: &[C]) {
         let places = self.places(index, 0..self.length);
-        let mut list = self.buffers[0][places].iter_mut();
+        let list = &mut self.buffers[0][places];
+        let mut length = 0;
         for &cell in &feature.order {
-            if cells[cell as usize].weight() > 0.0
-                && let Some(place) = list.next()
-            {
-                *place = E::new(feature.codes[cell as usize], cell);
+            if length == list.len() {
+                break;
             }
+            // Written over by the next when it has no weight: a branch could not be foretold.
+            list[length] = E::new(feature.codes[cell as usize], cell);
+            length += usize::from(cells[cell as usize].weight() > 0.0);
         }
     }
 
@@ -182,12 +184,12 @@ fn scan_with<C: Content, E: Entry, const HAS_REPEATS: bool>(
     best: &mut Best<C>,
 ) {
     let mut left = C::default();
-    for pair in list.windows(2) {
+    for (pair, num_left) in list.windows(2).zip(1..) {
         left.add(cells[pair[0].cell()]);
         // One branch that is seldom taken instead of two of which the second could not be foretold.
         let is_place = !HAS_REPEATS || pair[0].code() != pair[1].code();
         if measure.is_better(&left, best) & is_place && measure.is_allowed(&left) {
-            *best = measure.split(feature, pair[0].code(), left);
+            *best = measure.split(feature, pair[0].code(), num_left, left);
         }
     }
 }

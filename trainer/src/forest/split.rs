@@ -109,6 +109,8 @@ pub(super) struct Best<C> {
     pub(super) feature: u16,
     /// Code of the highest value that goes left.
     pub(super) below: u32,
+    /// Entries that go left, where a list was scanned.
+    pub(super) num_left: u32,
     /// What goes left; nothing while there is no split.
     pub(super) left: C,
 }
@@ -147,9 +149,9 @@ impl Measure {
     }
 
     /// A split of the node.
-    pub(super) fn split<C: Content>(&self, feature: u16, below: u32, left: C) -> Best<C> {
+    pub(super) fn split<C: Content>(&self, feature: u16, below: u32, num_left: u32, left: C) -> Best<C> {
         let (numerator, denominator) = self.score(&left);
-        Best { numerator, denominator, feature, below, left }
+        Best { numerator, denominator, feature, below, num_left, left }
     }
 
     #[inline]
@@ -167,6 +169,6 @@ impl Measure {
 
 impl<C: Content> Best<C> {
     pub(super) fn none() -> Self {
-        Self { numerator: 0.0, denominator: 1.0, feature: 0, below: 0, left: C::default() }
+        Self { numerator: 0.0, denominator: 1.0, feature: 0, below: 0, num_left: 0, left: C::default() }
     }
 }
