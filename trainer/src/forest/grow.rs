@@ -60,6 +60,14 @@ struct Pending<C> {
     features: Features,
 }
 
+/// A split whose threshold is yet to be chosen between two values.
+#[derive(Clone, Copy)]
+struct Cut {
+    node: u32,
+    below: f32,
+    above: f32,
+}
+
 /// A range of [`Grower::differing`].
 type Features = (u32, u32);
 
@@ -91,6 +99,7 @@ pub(super) struct Grower<'a, C, E> {
     differing: Vec<u16>,
     candidates: Vec<u16>,
     thresholds: Thresholds,
+    cuts: Vec<Cut>,
     nodes: Vec<Node>,
     gains: Vec<f64>,
 }
@@ -113,6 +122,7 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
             differing: Vec::new(),
             candidates: Vec::new(),
             thresholds: Thresholds::new(),
+            cuts: Vec::new(),
             nodes: Vec::new(),
             gains: vec![0.0; num_features],
         }
@@ -139,6 +149,10 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
         while let Some(node) = self.pending.pop() {
             self.differing.truncate(node.features.1 as usize);
             self.split(node);
+        }
+        // Last of all, in a loop of its own: a split need not wait for them.
+        for cut in self.cuts.drain(..) {
+            self.nodes[cut.node as usize].threshold = self.thresholds.between(cut.below, cut.above);
         }
         let sum: f64 = self.gains.iter().sum();
         let share = |gain: &f64| if sum > 0.0 { gain / sum } else { 0.0 };
@@ -214,9 +228,9 @@ impl<'a, C: Content, E: Entry> Grower<'a, C, E> {
     fn make_split(&mut self, node: u32, total: C, best: &Best<C>, (gain, above): (f64, u32)) -> u32 {
         self.gains[usize::from(best.feature)] += gain;
         let values = &self.table.features[usize::from(best.feature)].values;
-        let threshold = self.thresholds.between(values[best.below as usize], values[above as usize]);
+        self.cuts.push(Cut { node, below: values[best.below as usize], above: values[above as usize] });
         let left = self.nodes.len() as u32;
-        self.nodes[node as usize] = Node { threshold, left, feature: best.feature };
+        self.nodes[node as usize] = Node { threshold: 0.0, left, feature: best.feature };
         let leaves = [self.leaf(best.left), self.leaf(total.minus(best.left))];
         self.nodes.extend_from_slice(&leaves);
         left

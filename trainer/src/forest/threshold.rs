@@ -21,18 +21,16 @@ impl Thresholds {
     /// A number from `below` on and before `above`: near the middle, and of few decimal digits, as files hold
     /// thousands.
     pub(super) fn between(&self, below: f32, above: f32) -> f32 {
-        let is_inside = |x: f32| x >= below && x < above;
+        // All without branches, of which half could not be foretold.
+        let is_inside = |x: f32| (x >= below) & (x < above);
+        let either = |is_first: bool, first: f32, other: f32| {
+            f32::from_bits(if is_first { first.to_bits() } else { other.to_bits() })
+        };
         // Halved before they are added, so that it cannot overflow; rounding must not move it up to `above`.
         let middle = below / 2.0 + above / 2.0;
         let digit = self.power_within(f64::from(above) - f64::from(below));
         let short = (round(f64::from(middle) / digit) * digit) as f32;
-        if is_inside(short) {
-            short
-        } else if is_inside(middle) {
-            middle
-        } else {
-            below
-        }
+        either(is_inside(short), short, either(is_inside(middle), middle, below))
     }
 
     /// The highest power of ten that is not above a positive difference of two f32.
@@ -42,8 +40,8 @@ impl Thresholds {
         let exponent = (difference.to_bits() >> 52) as i32 - 1023;
         // 1233 / 4096 is log10(2) near enough: too low by at most one power, and never too high.
         let place = ((exponent * 1233) >> 12).clamp(LOWEST, HIGHEST - 1) - LOWEST;
-        let [low, high] = [self.tens[place as usize], self.tens[place as usize + 1]];
-        if difference >= high { high } else { low }
+        let place = place as usize;
+        self.tens[place + usize::from(difference >= self.tens[place + 1])]
     }
 }
 
