@@ -21,8 +21,9 @@ impl Thresholds {
     /// A number from `below` on and before `above`: near the middle, and of few decimal digits, as files hold
     /// thousands.
     pub(super) fn between(&self, below: f32, above: f32) -> f32 {
-        // All without branches, of which half could not be foretold.
+        #[expect(clippy::needless_bitwise_bool, reason = "branches here could not be foretold")]
         let is_inside = |x: f32| (x >= below) & (x < above);
+        // A choice between whole numbers takes no branch either.
         let either = |is_first: bool, first: f32, other: f32| {
             f32::from_bits(if is_first { first.to_bits() } else { other.to_bits() })
         };
