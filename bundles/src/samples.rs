@@ -141,6 +141,27 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// A point of which nothing but its times is known: measured once, in the state in which a model's own launch
+    /// finds its operands, nobody says on which clocks.
+    #[must_use]
+    pub fn bare(operator: Operator, shape: OperatorShape, stats: TimeStats) -> Self {
+        Self {
+            operator,
+            shape,
+            batch: None,
+            cache: CacheState::in_model(operator),
+            stats,
+            stop: None,
+            num_attempts: 1,
+            sm_clock_mhz: None,
+            memory_clock_mhz: None,
+            power_w: None,
+            throttle: String::new(),
+            kernel: String::new(),
+            flags: String::new(),
+        }
+    }
+
     /// Whether the flags hold `flag`.
     #[must_use]
     pub fn has_flag(&self, flag: &str) -> bool {

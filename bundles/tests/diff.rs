@@ -17,20 +17,13 @@ fn normal(rng: &mut Pcg64) -> f64 {
 }
 
 fn sample(operator: Operator, shape: OperatorShape, batch: Option<StepBatch>, time_ns: f64) -> Sample {
+    let stats = TimeStats::from_times(&[time_ns * 0.999, time_ns, time_ns * 1.001]).unwrap();
     Sample {
-        operator,
-        shape,
         batch,
         cache: CacheState::Cold,
-        stats: TimeStats::from_times(&[time_ns * 0.999, time_ns, time_ns * 1.001]).unwrap(),
-        stop: None,
-        num_attempts: 1,
         sm_clock_mhz: Some(1980),
-        memory_clock_mhz: None,
-        power_w: None,
-        throttle: String::new(),
         kernel: "kernel".into(),
-        flags: String::new(),
+        ..Sample::bare(operator, shape, stats)
     }
 }
 

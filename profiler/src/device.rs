@@ -98,19 +98,15 @@ impl Measurement {
             .flat_map(|state| state.throttle_reasons.iter().map(String::as_str))
             .collect();
         Sample {
-            operator: point.operator,
-            shape: point.shape,
             batch: point.batch.clone(),
             cache,
-            stats: self.stats,
             stop: Some(self.stop),
-            num_attempts: 1,
             sm_clock_mhz: self.after.sm_clock_mhz,
             memory_clock_mhz: self.after.memory_clock_mhz,
             power_w: self.after.power_w,
             throttle: throttle.into_iter().collect::<Vec<_>>().join("|"),
             kernel: self.kernel,
-            flags: String::new(),
+            ..Sample::bare(point.operator, point.shape, self.stats)
         }
     }
 }

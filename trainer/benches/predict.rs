@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p plumbline-trainer`
 
-use plumbline_bundles::{CacheState, OutOfDomain, Predictors, Sample, TimeStats};
+use plumbline_bundles::{OutOfDomain, Predictors, Sample, TimeStats};
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch, operator::Heads, roofline::roofline_ns};
 use plumbline_trainer::{TrainOptions, train};
 
@@ -42,21 +42,7 @@ fn samples() -> Vec<Sample> {
 
 fn sample(operator: Operator, shape: OperatorShape) -> Option<Sample> {
     let stats = TimeStats::from_times(&[2000.0 + 1.3 * roofline_ns(&shape, &gpu())])?;
-    Some(Sample {
-        operator,
-        shape,
-        batch: None,
-        cache: CacheState::Cold,
-        stats,
-        sm_clock_mhz: None,
-        memory_clock_mhz: None,
-        power_w: None,
-        throttle: String::new(),
-        kernel: String::new(),
-        flags: String::new(),
-        stop: None,
-        num_attempts: 1,
-    })
+    Some(Sample::bare(operator, shape, stats))
 }
 
 /// Times three operators at shapes that were not measured.

@@ -22,21 +22,8 @@ const COMPUTE_EFFICIENCY: f64 = 0.75;
 const MEMORY_EFFICIENCY: f64 = 0.85;
 
 fn sample(operator: Operator, shape: OperatorShape, cache: CacheState, time_ns: f64) -> Sample {
-    Sample {
-        operator,
-        shape,
-        batch: None,
-        cache,
-        stats: TimeStats::from_times(&[time_ns, time_ns, time_ns]).unwrap(),
-        stop: None,
-        num_attempts: 1,
-        sm_clock_mhz: Some(1980),
-        memory_clock_mhz: None,
-        power_w: None,
-        throttle: String::new(),
-        kernel: String::new(),
-        flags: String::new(),
-    }
+    let stats = TimeStats::from_times(&[time_ns, time_ns, time_ns]).unwrap();
+    Sample { cache, sm_clock_mhz: Some(1980), ..Sample::bare(operator, shape, stats) }
 }
 
 /// A sample whose time is its work at the efficiencies above.

@@ -16,7 +16,7 @@ use plumbline_schema::{
 use serde::Serialize;
 
 use crate::{
-    import::{NS_PER_MS, short_gpu_name, tables::time_column},
+    import::{NS_PER_MS, mlp::SOURCES, short_gpu_name, tables::time_column},
     predictor::{OutOfDomain, PredictError, Prediction, Predictors, Provenance},
 };
 
@@ -270,7 +270,7 @@ impl TableKind {
 
     fn columns(self) -> Vec<String> {
         let (sources, keys): (&[&str], &[&str]) = match self {
-            Self::Mlp => (&MLP_SOURCES, &MLP_KEYS),
+            Self::Mlp => (&SOURCES, &MLP_KEYS),
             Self::Attention => (&ATTENTION_SOURCES, &ATTENTION_KEYS),
         };
         let times =
@@ -303,19 +303,6 @@ impl TableKind {
         Ok(rows)
     }
 }
-
-const MLP_SOURCES: [&str; 10] = [
-    "emb",
-    "input_layernorm",
-    "attn_pre_proj",
-    "attn_rope",
-    "attn_post_proj",
-    "post_attention_layernorm",
-    "mlp_up_proj",
-    "mlp_act",
-    "mlp_down_proj",
-    "add",
-];
 
 const MLP_KEYS: [&str; 8] = [
     "n_head",
@@ -353,7 +340,7 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Times in the order of [`MLP_SOURCES`], then the keys.
+    /// Times in the order of [`SOURCES`], then the keys.
     fn mlp_row(&self, asker: &mut Asker, num_tokens: u32) -> Result<Vec<String>, PredictError> {
         let ModelSpec { hidden_size, num_q_heads, num_kv_heads, vocab_size, .. } = *self.model;
         let heads = self.heads;

@@ -6,7 +6,7 @@ use super::{
     Clean, Dialect, ImportError,
     cells::{CellFault, is_missing},
     collect::{Collector, Draft, is_countable},
-    mlp::{dimension_of, heads, other_precision},
+    mlp::{dimension_of, heads},
     tables::{Row, Table, quoted, time_column},
 };
 
@@ -22,16 +22,13 @@ pub(super) fn take(index: usize, table: &Table, into: &mut Collector) -> Result<
     for source in ["attn_input_reshape", "attn_output_reshape"] {
         into.leave_out_column(table, source, "our kernels read and write the layout as it is");
     }
-    for source in [PREFILL, DECODE, KV_CACHE_SAVE] {
-        if !table.times(source) {
-            into.leave_out(source, table.num_rows(), "no such column in its table");
-        }
-    }
+    into.leave_out_missing(table, &[PREFILL, DECODE, KV_CACHE_SAVE]);
     let mut drafts = Vec::new();
     for row in table.rows() {
-        if other_precision(&row) {
-            into.leave_out("rows of another precision", 1, "samples are of 16-bit models");
-        } else if is_mixed(&row) {
+        if !into.takes_precision_of(&row) {
+            continue;
+        }
+        if is_mixed(&row) {
             let reason = "their parts are timed apart, and together they are one launch of ours";
             into.leave_out("rows of prefills and decodes, or of unequal lengths", 1, reason);
         } else {

@@ -7,12 +7,10 @@ use plumbline_schema::{GpuSpec, Operator, OperatorShape, StepBatch, roofline::fl
 use super::{
     BadCell, Clean, Dialect, ImportError,
     cells::{CellFault, RESOLUTION_NS, SHORTEST_KERNEL_NS, SourceTime, UnitCheck, ceiling_ns, median_ns},
+    mlp::other_precision,
     tables::{Row, Table, time_column},
 };
-use crate::{
-    samples::{CacheState, Sample},
-    stats::TimeStats,
-};
+use crate::{samples::Sample, stats::TimeStats};
 
 /// A sample to be made of a row: its shape, and the columns that its time is the sum of.
 #[derive(Clone, Debug)]
@@ -98,6 +96,20 @@ impl<'a> Collector<'a> {
         self.leave_out(source, times.len(), format!("{reason}; median over its table {median_us} us"));
     }
 
+    /// Says which of these operators have no columns in a table.
+    pub fn leave_out_missing(&mut self, table: &Table, sources: &[&str]) {
+        for &source in sources.iter().filter(|source| !table.times(source)) {
+            self.leave_out(source, table.num_rows(), "no such column in its table");
+        }
+    }
+
+    /// Whether a row is of 16-bit floats, as samples are; says so of one that is not.
+    pub fn takes_precision_of(&mut self, row: &Row) -> bool {
+        let is_taken = !other_precision(row);
+        self.leave_out("rows of another precision", usize::from(!is_taken), "samples are of 16-bit models");
+        is_taken
+    }
+
     /// Makes samples of one table's drafts.
     ///
     /// # Errors
@@ -165,21 +177,11 @@ impl<'a> Collector<'a> {
         self.check_physics(draft, stats.p50_ns, "median")?;
         self.check_physics(draft, stats.min_ns, "min")?;
         Ok(Sample {
-            operator: draft.operator,
-            shape: draft.shape,
             batch: draft.batch.clone(),
-            // Vidur launches an operator once in each pass over a layer's whole sequence: weights were last read a layer
-            // ago, activations were just written. That is the state in which a model's own launch finds them.
-            cache: CacheState::in_model(draft.operator),
-            stats,
-            stop: None,
-            num_attempts: 1,
-            sm_clock_mhz: None,
-            memory_clock_mhz: None,
-            power_w: None,
-            throttle: String::new(),
             kernel: format!("{} {}", self.dialect.name(), draft.sources.join(" + ")),
-            flags: String::new(),
+            // Its state is that of a model's own launch: Vidur launches an operator once in each pass over a layer's whole
+            // sequence, so that weights were last read a layer ago and activations were just written.
+            ..Sample::bare(draft.operator, draft.shape, stats)
         })
     }
 

@@ -12,16 +12,35 @@ use super::{
 /// Largest dimension of a model; as in a model's own config.
 const MAX_DIMENSION: u64 = 1 << 22;
 
-/// What decides the shapes of one row: the model's numbers, split over its GPUs.
+/// Operators of an `mlp.csv`, in the order of its columns.
+pub const SOURCES: [&str; 10] = [
+    "emb",
+    "input_layernorm",
+    "attn_pre_proj",
+    "attn_rope",
+    "attn_post_proj",
+    "post_attention_layernorm",
+    "mlp_up_proj",
+    "mlp_act",
+    "mlp_down_proj",
+    "add",
+];
+
+/// What decides the shapes of one row of an `mlp.csv`: the model's numbers, split over its GPUs.
 #[derive(Clone, Copy, Debug)]
-struct Keys {
-    num_tokens: u32,
-    hidden_size: u32,
-    heads: Heads,
+pub struct Keys {
+    /// Tokens of the batch.
+    pub num_tokens: u32,
+    /// Width of the hidden states.
+    pub hidden_size: u32,
+    /// Heads on one GPU.
+    pub heads: Heads,
     /// Width of the MLP on one GPU.
-    intermediate_size: u32,
-    is_gated: bool,
-    tensor_parallel_size: u32,
+    pub intermediate_size: u32,
+    /// Whether the MLP has a gate beside its up projection.
+    pub is_gated: bool,
+    /// GPUs that the model is split over.
+    pub tensor_parallel_size: u32,
 }
 
 /// Makes samples of a table.
@@ -31,15 +50,11 @@ pub(super) fn take(index: usize, table: &Table, into: &mut Collector) -> Result<
         into.leave_out_column(table, "input_layernorm", reason);
         into.leave_out_column(table, "post_attention_layernorm", reason);
     }
-    for source in ["emb", "attn_pre_proj", "attn_rope", "attn_post_proj", "mlp_up_proj", "mlp_down_proj"] {
-        if !table.times(source) {
-            into.leave_out(source, table.num_rows(), "no such column in its table");
-        }
-    }
+    let needed = ["emb", "attn_pre_proj", "attn_rope", "attn_post_proj", "mlp_up_proj", "mlp_down_proj"];
+    into.leave_out_missing(table, &needed);
     let mut drafts = Vec::new();
     for row in table.rows() {
-        if other_precision(&row) {
-            into.leave_out("rows of another precision", 1, "samples are of 16-bit models");
+        if !into.takes_precision_of(&row) {
             continue;
         }
         let keys = Keys::read(&row)?;
@@ -132,8 +147,11 @@ pub(super) fn other_precision(row: &Row) -> bool {
         || is_other("quant_signature", &["", "none"])
 }
 
-/// The head layout on one GPU, of a table that calls the model's query heads `q_heads_column`.
-pub(super) fn heads(row: &Row, q_heads_column: &str) -> Result<(Heads, u32), InputError> {
+/// The head layout on one GPU and the GPUs, of a table that calls the model's query heads `q_heads_column`.
+///
+/// # Errors
+/// As [`Keys::read`].
+pub fn heads(row: &Row, q_heads_column: &str) -> Result<(Heads, u32), InputError> {
     let key = |column: &str| row.whole(column, 1).and_then(|value| dimension_of(row, column, value));
     let (num_q_heads, num_kv_heads) = (key(q_heads_column)?, key("n_kv_head")?);
     let (hidden_size, tp) = (key("n_embd")?, key("num_tensor_parallel_workers")?);
@@ -159,7 +177,11 @@ pub(super) fn heads(row: &Row, q_heads_column: &str) -> Result<(Heads, u32), Inp
 }
 
 impl Keys {
-    fn read(row: &Row) -> Result<Self, InputError> {
+    /// Reads and splits them.
+    ///
+    /// # Errors
+    /// `Invalid` with row and column for a number that is none, too large, or that the GPUs do not divide.
+    pub fn read(row: &Row) -> Result<Self, InputError> {
         let key = |column: &str| row.whole(column, 1).and_then(|value| dimension_of(row, column, value));
         let (heads, tensor_parallel_size) = heads(row, "n_head")?;
         let inner = key("n_expanded_embd")?;

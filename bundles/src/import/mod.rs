@@ -9,7 +9,7 @@ mod collect;
 mod duplicates;
 mod error;
 mod find;
-mod mlp;
+pub mod mlp;
 mod network;
 mod report;
 pub mod tables;

@@ -15,20 +15,14 @@ pub const HEADS: Heads = Heads { num_q_heads: 16, num_kv_heads: 8, head_dim: 128
 
 /// A sample of plausible times.
 pub fn sample(operator: Operator, shape: OperatorShape, batch: Option<StepBatch>, time_ns: f64) -> Sample {
+    let stats = TimeStats::from_times(&[time_ns, time_ns * 1.1, time_ns * 1.3]).unwrap();
     Sample {
-        operator,
-        shape,
         batch,
         cache: CacheState::Cold,
-        stats: TimeStats::from_times(&[time_ns, time_ns * 1.1, time_ns * 1.3]).unwrap(),
         sm_clock_mhz: Some(1980),
-        memory_clock_mhz: None,
         power_w: Some(312.5),
-        throttle: String::new(),
         kernel: "tile, 64x64 \"a\"".into(),
-        flags: String::new(),
-        stop: None,
-        num_attempts: 1,
+        ..Sample::bare(operator, shape, stats)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A training and points for the tests of the report.
 
-use plumbline_bundles::{CacheState, Sample, TimeStats};
+use plumbline_bundles::{Sample, TimeStats};
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, roofline::roofline_ns};
 
 use crate::train::{HeldOutPoint, HeldOutWay, TrainOptions, TrainOutcome, train};
@@ -37,21 +37,7 @@ pub(super) fn outcome() -> TrainOutcome {
             let shape = OperatorShape::RmsNorm { num_tokens: i * i, hidden_size: 4096 };
             let noise = 1.0 + 0.02 * (12.9898 * f64::from(i)).sin();
             let time_ns = (1500.0 + 1.3 * roofline_ns(&shape, &gpu)) * noise;
-            Sample {
-                operator: Operator::RmsNorm,
-                shape,
-                batch: None,
-                cache: CacheState::Hot,
-                stats: TimeStats::from_times(&[time_ns]).unwrap(),
-                sm_clock_mhz: None,
-                memory_clock_mhz: None,
-                power_w: None,
-                throttle: String::new(),
-                kernel: String::new(),
-                flags: String::new(),
-                stop: None,
-                num_attempts: 1,
-            }
+            Sample::bare(Operator::RmsNorm, shape, TimeStats::from_times(&[time_ns]).unwrap())
         })
         .collect();
     let options = TrainOptions { num_trees: 8, ..TrainOptions::default() };

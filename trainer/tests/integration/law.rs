@@ -48,19 +48,11 @@ pub fn sample(operator: Operator, shape: OperatorShape, batch: Option<StepBatch>
     let time = time_ns(&shape) * noise;
     let stats = TimeStats::from_times(&[0.99 * time, time, 1.02 * time]).unwrap();
     Sample {
-        operator,
-        shape,
         batch,
         cache: CacheState::Cold,
-        stats,
         sm_clock_mhz: Some(1980),
-        memory_clock_mhz: None,
-        power_w: None,
-        throttle: String::new(),
         kernel: "law".into(),
-        flags: String::new(),
-        stop: None,
-        num_attempts: 1,
+        ..Sample::bare(operator, shape, stats)
     }
 }
 
