@@ -299,6 +299,8 @@ impl Bundle {
     /// `Input` for an unsafe name or any I/O error.
     pub fn update(&mut self, changes: Vec<(String, Vec<u8>)>) -> Result<(), BundleError> {
         let mut manifest = self.manifest.clone();
+        // What is written now may be what older readers do not know.
+        manifest.format_version = FormatVersion::CURRENT;
         for (name, bytes) in changes {
             let entry = write_payload(&self.root, &name, &bytes)?;
             manifest.files.insert(name, entry);

@@ -13,7 +13,8 @@ use crate::{
 /// Version of the bundle format, `major.minor`.
 ///
 /// A reader refuses another major version and a newer minor one. Changelog: 1.0 first version; 1.1 samples
-/// say why they stopped and after how many attempts, host costs are told in more detail.
+/// say why they stopped and after how many attempts, host costs are told in more detail; 1.2 a predictor's file may name
+/// another's, predictors may be another GPU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormatVersion {
     /// Raised when old readers would misread a file.
@@ -24,7 +25,7 @@ pub struct FormatVersion {
 
 impl FormatVersion {
     /// What this build writes.
-    pub const CURRENT: Self = Self { major: 1, minor: 1 };
+    pub const CURRENT: Self = Self { major: 1, minor: 2 };
 
     /// Says which side to upgrade when a file of this version cannot be read by `reader`.
     #[must_use]

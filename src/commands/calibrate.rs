@@ -97,7 +97,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let options = CalibrateOptions {
         prior: prior(&bundle, &args.engine, &fit_on)?,
         gpu: predictors.gpu().name.clone(),
-        bundle_gpu: predictors.source_gpu().name.clone(),
+        bundle_gpu: bundle.manifest.gpu.name.clone(),
         predictors_digest: bundle.predictors_digest(),
     };
     let times = BundleTimes::new(Arc::new(predictors), OutOfDomain::Extrapolate);

@@ -291,11 +291,11 @@ fn bundles_name_the_file_and_what_is_wrong_with_it() {
     );
     check(
         &manifest("\"major\": 1", "\"major\": 2"),
-        &["expected bundle format 1.1, found 2.1: upgrade plumb"],
+        &["expected bundle format 1.2, found 2.2: upgrade plumb"],
     );
     check(
         &manifest("\"minor\": 1", "\"minor\": 7"),
-        &["expected bundle format 1.1, found 1.7: upgrade plumb"],
+        &["expected bundle format 1.2, found 1.7: upgrade plumb"],
     );
     check(&manifest("\"models\"", "\"modules\""), &["manifest.json, line", "unknown field `modules`"]);
     check(&manifest("predictors/attention.json", "../../attention.json"), &["key `files`", "without `..`"]);

@@ -271,7 +271,7 @@ pub(super) const FEATURES: [&str; 32] = [
     "ln_decode_join_passes",   // ln of the parts that a joining thread goes through
     "ln_decode_waves",         // ln of decode blocks over those that the GPU holds
     "decode_wave_fill",        // 0..=1, decode blocks over the blocks of full waves
-    "joined_tiles",            // large tiles of all chunks, negative where their keys are split and joined
+    "signed_tiles",            // large tiles of all chunks, negative where their keys are split and joined
     "ln_decode_steps",         // ln of the KV blocks that a warp of the longest part takes
 ];
 

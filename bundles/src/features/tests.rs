@@ -149,3 +149,28 @@ fn split_rows_load_the_busiest_sm() {
     assert!((part(32) - 3.0 / 9.0).abs() < 1e-9);
     assert!((part(320) - 3.0).abs() < 1e-9);
 }
+
+/// Tiles of 128 rows, 32 heads and 132 SMs: four tiles fill 128 SMs, five do not all find one.
+#[test]
+fn keys_are_split_where_tiles_leave_sms_idle() {
+    let heads = Heads { num_q_heads: 32, num_kv_heads: 8, head_dim: 128 };
+    let part = |chunk: &str, name: &str| {
+        let load = StepBatch::parse(chunk, "").unwrap().shape().attention;
+        let parts = parts_ns(&OperatorShape::Attention { heads, load }, &gpu());
+        parts.as_slice()[part_names(Operator::Attention).iter().position(|&other| other == name).unwrap()]
+    };
+    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    close(part("512:2000", "room_split"), NOMINAL_NS);
+    close(part("512:2000", "room_tiles"), 4.0 * NOMINAL_NS);
+    close(part("512:2000", "busiest_products"), 0.0);
+    close(part("640:2000", "room_split"), 0.0);
+    close(part("640:2000", "room_products"), 0.0);
+    // A single step of keys is not worth splitting.
+    close(part("64:0", "room_split"), 0.0);
+    // 160 tiles: some SM has two, which take twice what the mean of 1.21 says over it.
+    let mean = part("640:2000", "prefill_products");
+    close(part("640:2000", "busiest_products") / mean, 2.0 * 132.0 / 160.0);
+    // 32 of 132 SMs by tiles of 64 rows.
+    close(part("64:0", "small_tile_fill"), 32.0 / 132.0 * NOMINAL_NS);
+    close(part("512:0", "small_tile_fill"), NOMINAL_NS);
+}

@@ -10,7 +10,8 @@ use plumbline_schema::{Heads, Operator, OperatorShape};
 
 use super::{OutOfDomain, PredictError, Prediction, Predictors};
 
-/// Predictors that answer at once what they were asked before; every answer is that of [`Predictors`], bit for bit.
+/// Predictors that answer at once what they were asked before; every answer is that of
+/// [`Predictors::predict_in_step`], bit for bit.
 ///
 /// Answers for a batch of one number lie in tables over that number, those of attention and the few that no table
 /// holds in a cache. Memory follows what was asked, up to about 25 MB.
@@ -41,20 +42,6 @@ impl CompiledPredictors {
         &self.predictors
     }
 
-    /// As [`Predictors::predict`].
-    ///
-    /// # Errors
-    /// As [`Predictors::predict`]; refusals are not remembered.
-    pub fn predict(
-        &self,
-        operator: Operator,
-        shape: &OperatorShape,
-        out_of_domain: OutOfDomain,
-    ) -> Result<Prediction, PredictError> {
-        let question = Question { operator, in_step: false, out_of_domain };
-        self.answer(question, shape, || self.predictors.predict(operator, shape, out_of_domain))
-    }
-
     /// As [`Predictors::predict_in_step`].
     ///
     /// # Errors
@@ -65,20 +52,11 @@ impl CompiledPredictors {
         shape: &OperatorShape,
         out_of_domain: OutOfDomain,
     ) -> Result<Prediction, PredictError> {
-        let question = Question { operator, in_step: true, out_of_domain };
-        self.answer(question, shape, || self.predictors.predict_in_step(operator, shape, out_of_domain))
-    }
-
-    fn answer(
-        &self,
-        question: Question,
-        shape: &OperatorShape,
-        ask: impl FnOnce() -> Result<Prediction, PredictError>,
-    ) -> Result<Prediction, PredictError> {
+        let question = Question { operator, out_of_domain };
         if let Some(prediction) = self.memory.borrow_mut().get(question, shape) {
             return Ok(prediction);
         }
-        let prediction = ask()?;
+        let prediction = self.predictors.predict_in_step(operator, shape, out_of_domain)?;
         self.memory.borrow_mut().put(question, shape, prediction);
         Ok(prediction)
     }
@@ -88,18 +66,17 @@ impl CompiledPredictors {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Question {
     operator: Operator,
-    in_step: bool,
     out_of_domain: OutOfDomain,
 }
 
-/// Operators, each asked in a burst or in a step, refusing or extrapolating.
-const NUM_QUESTIONS: usize = Operator::ALL.len() * 4;
+/// Operators, each asked refusing or extrapolating.
+const NUM_QUESTIONS: usize = Operator::ALL.len() * 2;
 
 impl Question {
     /// Its place among [`NUM_QUESTIONS`].
     fn place(self) -> usize {
         let refuses = usize::from(self.out_of_domain == OutOfDomain::Refuse);
-        4 * self.operator as usize + 2 * usize::from(self.in_step) + refuses
+        2 * self.operator as usize + refuses
     }
 }
 

@@ -96,10 +96,21 @@ pub struct HyperParameters {
     /// Whether what the forest leaves is interpolated between measured neighbours of a layout.
     pub interpolates_residuals: bool,
     /// Share of the forest's answer where neighbours of the layout were measured, 0..=1: the neighbours' interpolated
-    /// ratio makes up for the rest, so at 0 they alone count. 1 where residuals are not interpolated.
+    /// ratio makes up for the rest, so at 0 they alone count. 1 where residuals are not interpolated, and in files of
+    /// formats before 1.2.
+    #[serde(default = "whole")]
     pub forest_share: f64,
-    /// Whether the baseline has parts that step from wave to wave of thread blocks.
+    /// Whether the baseline has parts that step from wave to wave of thread blocks; those of formats before 1.2 have.
+    #[serde(default = "yes")]
     pub has_steps: bool,
+}
+
+const fn whole() -> f64 {
+    1.0
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// What was learned about one operator: a file `predictors/<operator>.json`.
@@ -203,22 +214,22 @@ impl OperatorPredictor {
     /// Not under the physical floor. The shape must be this operator's and not empty; see [`Predictors::predict`](super::Predictors::predict).
     #[must_use]
     pub fn predict(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-        self.predict_on(shape, gpu, gpu, |row| self.forest.predict(row))
+        self.predict_by(shape, gpu, |row| self.forest.predict(row))
     }
 
-    /// The ratio comes from the GPU that was measured, the baseline from the one that is asked about; `forest` answers
-    /// as the forest does.
-    pub(super) fn predict_on(
+    /// [`Self::predict`] with a forest that answers as this one does.
+    ///
+    /// The ratio comes from the GPU that was measured, the baseline is of `gpu`.
+    pub(super) fn predict_by(
         &self,
         shape: &OperatorShape,
-        source: &GpuSpec,
-        target: &GpuSpec,
+        gpu: &GpuSpec,
         forest: impl Fn(&[f32]) -> f64,
     ) -> f64 {
         let from = self.transferred_from.as_ref();
-        let ln_ratio = self.ln_ratio_by(shape, from.map_or(source, |from| &from.gpu), forest);
+        let ln_ratio = self.ln_ratio_by(shape, from.map_or(gpu, |from| &from.gpu), forest);
         let ratio = from.map_or(ln_ratio, |from| from.ratio_share * ln_ratio).exp();
-        (self.baseline_ns(shape, target) * ratio).max(floor_ns(shape, target))
+        (self.baseline_ns(shape, gpu) * ratio).max(floor_ns(shape, gpu))
     }
 
     /// `ln(time / baseline)` on the GPU that was measured.

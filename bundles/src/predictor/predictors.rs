@@ -34,9 +34,7 @@ pub enum PredictorsError {
 /// The predictors of one GPU.
 #[derive(Clone, Debug)]
 pub struct Predictors {
-    source: GpuSpec,
-    target: GpuSpec,
-    is_transferred: bool,
+    gpu: GpuSpec,
     sustained: SustainedSlowdown,
     /// At the operator's place in [`Operator::ALL`].
     by_operator: Vec<Option<OperatorPredictor>>,
@@ -45,7 +43,7 @@ pub struct Predictors {
 }
 
 impl Predictors {
-    /// Checks and collects the predictors trained on samples of `gpu`.
+    /// Checks and collects the predictors of `gpu`.
     ///
     /// # Errors
     /// When one is invalid or an operator has two.
@@ -60,18 +58,18 @@ impl Predictors {
         }
         let sustained = SustainedSlowdown::default();
         let forests = flattened(&by_operator);
-        Ok(Self { source: gpu.clone(), target: gpu, is_transferred: false, sustained, by_operator, forests })
+        Ok(Self { gpu, sustained, by_operator, forests })
     }
 
-    /// Predicts times of another GPU by its data sheet; every prediction is tagged [`Provenance::Transferred`].
-    ///
-    /// A launch keeps its overhead and its ratio to the baseline; the roofline parts of the baseline become
-    /// those of `gpu`.
+    /// The predictors of another GPU by its data sheet, as [`OperatorPredictor::carried_to`] says; every prediction is
+    /// tagged [`Provenance::Transferred`].
     #[must_use]
     pub fn transferred_to(mut self, gpu: GpuSpec) -> Self {
-        self.target = gpu;
-        self.is_transferred = true;
-        self
+        for predictor in self.by_operator.iter_mut().flatten() {
+            *predictor = predictor.carried_to(&self.gpu, &gpu);
+        }
+        // Of the other GPU's nothing is known.
+        Self { gpu, sustained: SustainedSlowdown::default(), ..self }
     }
 
     /// Tells what a lasting load takes on the GPU sampled; see [`Self::predict_in_step`].
@@ -85,7 +83,7 @@ impl Predictors {
     ///
     /// As [`Self::predict`], which answers for a launch in a burst, but for launches bound by arithmetic: in an engine they
     /// follow one another for as long as a step lasts, and the board's power limit lowers the clocks within a millisecond.
-    /// Another GPU's limit is not known, so transferred times stay as they are.
+    /// Nothing is known of that on a GPU which times were [transferred to](Self::transferred_to).
     ///
     /// # Errors
     /// As [`Self::predict`].
@@ -95,12 +93,9 @@ impl Predictors {
         shape: &OperatorShape,
         out_of_domain: OutOfDomain,
     ) -> Result<Prediction, PredictError> {
-        let prediction = self.predict(operator, shape, out_of_domain)?;
-        if self.is_transferred {
-            return Ok(prediction);
-        }
-        let factor = self.sustained.factor(operator, shape, &self.source);
-        let Prediction { time_ns, low_ns, high_ns, provenance } = prediction;
+        let Prediction { time_ns, low_ns, high_ns, provenance } =
+            self.predict(operator, shape, out_of_domain)?;
+        let factor = self.sustained.factor(operator, shape, &self.gpu);
         Ok(Prediction {
             time_ns: time_ns * factor,
             low_ns: low_ns * factor,
@@ -112,13 +107,7 @@ impl Predictors {
     /// The GPU whose times are predicted.
     #[must_use]
     pub fn gpu(&self) -> &GpuSpec {
-        &self.target
-    }
-
-    /// The GPU whose samples were trained on.
-    #[must_use]
-    pub fn source_gpu(&self) -> &GpuSpec {
-        &self.source
+        &self.gpu
     }
 
     /// The operators that can be predicted, in the order of the forward pass.
@@ -149,11 +138,11 @@ impl Predictors {
         let values = checked_values(operator, shape)?;
         let values = values.as_slice();
         let place = predictor.domain.place(operator, values);
-        let is_transferred = self.is_transferred || predictor.transferred_from.is_some();
+        let is_transferred = predictor.transferred_from.is_some();
         if let (Place::Measured(i), false) = (place, is_transferred) {
             let domain = &predictor.domain;
             return Ok(Prediction {
-                time_ns: domain.time_ns[i].max(floor_ns(shape, &self.target)),
+                time_ns: domain.time_ns[i].max(floor_ns(shape, &self.gpu)),
                 low_ns: domain.low_ns[i],
                 high_ns: domain.high_ns[i],
                 provenance: Provenance::Measured,
@@ -166,7 +155,7 @@ impl Predictors {
             Some(flat) => flat.predict(row),
             None => predictor.forest.predict(row),
         };
-        let time_ns = predictor.predict_on(shape, &self.source, &self.target, forest);
+        let time_ns = predictor.predict_by(shape, &self.gpu, forest);
         let interval = &predictor.interval;
         let (provenance, range) = match place {
             _ if is_transferred => (Provenance::Transferred, interval.extrapolated),
@@ -176,7 +165,7 @@ impl Predictors {
             }
             Place::Measured(_) | Place::MeasuredLayout => (Provenance::Interpolated, interval.interpolated),
         };
-        let low_ns = (time_ns * range.low).max(floor_ns(shape, &self.target));
+        let low_ns = (time_ns * range.low).max(floor_ns(shape, &self.gpu));
         Ok(Prediction { time_ns, low_ns, high_ns: time_ns * range.high, provenance })
     }
 

@@ -240,6 +240,19 @@ fn a_predictor_that_could_mislead_is_refused() {
 }
 
 #[test]
+fn a_file_of_format_1_1_is_read_as_it_was_meant() {
+    let mut value = serde_json::to_value(norm()).unwrap();
+    let hyper_parameters = value["hyper_parameters"].as_object_mut().unwrap();
+    assert!(
+        hyper_parameters.remove("forest_share").is_some() && hyper_parameters.remove("has_steps").is_some()
+    );
+    for way in ["shuffled", "blocked"] {
+        assert!(value["error"][way].as_object_mut().unwrap().remove("p99").is_some());
+    }
+    assert_eq!(serde_json::from_value::<OperatorPredictor>(value).unwrap(), norm());
+}
+
+#[test]
 fn a_file_with_an_unknown_key_is_refused() {
     let mut value = serde_json::to_value(norm()).unwrap();
     let read: OperatorPredictor = serde_json::from_value(value.clone()).unwrap();

@@ -80,9 +80,10 @@ impl OperatorPredictor {
     ///
     /// Parts of the baseline become those of the target by its peaks. What takes a number of clock cycles, the overhead
     /// and [`PartKind::Fixed`] parts, takes the same number, as latencies of caches and memory do (about as many
-    /// cycles on an H100 as on an A100: Luo et al. 2024, arXiv 2402.13499), at the highest clock, as a short launch finds it. Tensor cores draw the clock down from there, so a GPU reaches its share of the peak at the
-    /// rated clock and not at the highest, which the roofline is taken at. Of another architecture half of the ratio is
-    /// taken to hold, and the interval is wider.
+    /// cycles on an H100 as on an A100: Luo et al. 2024, arXiv 2402.13499), at the highest clock, as a short launch finds
+    /// it. Tensor cores draw the clock down from there, so a GPU reaches its share of the peak at the rated clock and not
+    /// at the highest, which the roofline is taken at. Of another architecture half of the ratio is taken to hold, and
+    /// the interval is wider.
     ///
     /// A predictor that was carried over before is carried on from the GPU that it is for.
     #[must_use]

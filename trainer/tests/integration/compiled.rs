@@ -46,37 +46,29 @@ fn operator() -> impl Strategy<Value = Operator> {
 }
 
 /// Which operator's shape to ask, in a burst or in a step, refusing or not; mostly of the shape's own operator.
-fn question() -> impl Strategy<Value = (Operator, OperatorShape, bool, bool)> {
-    (operator(), shape(), any::<bool>(), any::<bool>(), 0..10u8).prop_map(
-        |(operator, shape, in_step, refuses, i)| {
-            let own = match shape {
-                OperatorShape::RmsNorm { .. } => Operator::RmsNorm,
-                OperatorShape::SiluMul { .. } => Operator::SiluMul,
-                OperatorShape::Attention { .. } => Operator::Attention,
-                _ if operator.is_gemm() => operator,
-                _ => Operator::QkvProj,
-            };
-            (if i == 0 { operator } else { own }, shape, in_step, refuses)
-        },
-    )
+fn question() -> impl Strategy<Value = (Operator, OperatorShape, bool)> {
+    (operator(), shape(), any::<bool>(), 0..10u8).prop_map(|(operator, shape, refuses, i)| {
+        let own = match shape {
+            OperatorShape::RmsNorm { .. } => Operator::RmsNorm,
+            OperatorShape::SiluMul { .. } => Operator::SiluMul,
+            OperatorShape::Attention { .. } => Operator::Attention,
+            _ if operator.is_gemm() => operator,
+            _ => Operator::QkvProj,
+        };
+        (if i == 0 { operator } else { own }, shape, refuses)
+    })
 }
 
 fn check(
     predictors: &Arc<Predictors>,
-    asked: &[(Operator, OperatorShape, bool, bool)],
+    asked: &[(Operator, OperatorShape, bool)],
 ) -> Result<(), TestCaseError> {
     let compiled = CompiledPredictors::new(Arc::clone(predictors));
     // Each asked anew, again at once, and again after all others.
-    for (operator, shape, in_step, refuses) in asked.iter().flat_map(|question| [question; 2]).chain(asked) {
+    for (operator, shape, refuses) in asked.iter().flat_map(|question| [question; 2]).chain(asked) {
         let rule = if *refuses { OutOfDomain::Refuse } else { OutOfDomain::Extrapolate };
-        let (expected, found) = if *in_step {
-            (
-                predictors.predict_in_step(*operator, shape, rule),
-                compiled.predict_in_step(*operator, shape, rule),
-            )
-        } else {
-            (predictors.predict(*operator, shape, rule), compiled.predict(*operator, shape, rule))
-        };
+        let expected = predictors.predict_in_step(*operator, shape, rule);
+        let found = compiled.predict_in_step(*operator, shape, rule);
         let bits = |p: &plumbline_bundles::Prediction| {
             ([p.time_ns, p.low_ns, p.high_ns].map(f64::to_bits), p.provenance)
         };

@@ -113,7 +113,8 @@ fn a_transferred_time_follows_the_hardware_and_is_tagged() {
         assert!((scaled / expected - 1.0).abs() < 0.02, "{scaled} {expected}");
     }
     let a100 = transferred(GpuSpec::by_name("a100-sxm4-80gb").unwrap());
-    assert_eq!((a100.gpu().name.as_str(), a100.source_gpu()), ("a100-sxm4-80gb", &law::gpu()));
+    let from = a100.get(Operator::QkvProj).and_then(|predictor| predictor.transferred_from.as_ref()).unwrap();
+    assert_eq!((a100.gpu().name.as_str(), &from.gpu), ("a100-sxm4-80gb", &law::gpu()));
     assert!(time(&a100) > 2.0 * same, "compute-bound on a GPU with a third of the peak");
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::predictor::Provenance;
 
 fn question(operator: Operator) -> Question {
-    Question { operator, in_step: true, out_of_domain: OutOfDomain::Extrapolate }
+    Question { operator, out_of_domain: OutOfDomain::Extrapolate }
 }
 
 fn prediction(time_ns: f64) -> Prediction {
@@ -33,13 +33,13 @@ fn decodes(num_decode_seqs: u32, decode_kv_tokens: u64) -> OperatorShape {
 fn asked() -> impl Strategy<Value = (Question, OperatorShape)> {
     let numbers =
         prop_oneof![1..40u64, Just(u64::from(MAX_NUMBER) - 1), Just(u64::from(MAX_NUMBER)), Just(1 << 31)];
-    (0..Operator::ALL.len(), any::<bool>(), any::<bool>(), prop::collection::vec(numbers, 10)).prop_map(
-        |(operator, in_step, refuses, numbers)| {
+    (0..Operator::ALL.len(), any::<bool>(), prop::collection::vec(numbers, 10)).prop_map(
+        |(operator, refuses, numbers)| {
             let operator = Operator::ALL[operator];
             let out_of_domain = if refuses { OutOfDomain::Refuse } else { OutOfDomain::Extrapolate };
             let shape =
                 OperatorShape::from_values(operator, &numbers[..operator.shape_columns().len()]).unwrap();
-            (Question { operator, in_step, out_of_domain }, shape)
+            (Question { operator, out_of_domain }, shape)
         },
     )
 }
@@ -70,10 +70,8 @@ proptest! {
 fn each_question_has_a_place_of_its_own() {
     let mut places: Vec<usize> = Vec::new();
     for operator in Operator::ALL {
-        for in_step in [false, true] {
-            for out_of_domain in [OutOfDomain::Refuse, OutOfDomain::Extrapolate] {
-                places.push(Question { operator, in_step, out_of_domain }.place());
-            }
+        for out_of_domain in [OutOfDomain::Refuse, OutOfDomain::Extrapolate] {
+            places.push(Question { operator, out_of_domain }.place());
         }
     }
     places.sort_unstable();
