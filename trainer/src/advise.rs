@@ -215,7 +215,7 @@ impl Group {
         let rows: Vec<&Row> = rows.collect();
         let residuals =
             if interpolates { Residuals::Beside { forest_share: 1.0 } } else { Residuals::Unused };
-        Some(fit(self.operator, &rows, true, gpu, options).ok()?.with_residuals(&rows, residuals))
+        Some(fit(self.operator, &rows, true, gpu, options).ok()?.with_residuals(residuals))
     }
 }
 

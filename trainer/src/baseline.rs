@@ -226,6 +226,41 @@ mod tests {
         }
     }
 
+    /// Large batches are bound by the tensor cores, so nothing in them tells how fast weights are read.
+    #[test]
+    fn what_no_row_tells_is_what_kernels_usually_reach() {
+        let gpu = GpuSpec::shipped().remove(1);
+        let row = |m: u32, n: u32| {
+            let shape = OperatorShape::Gemm { m, n, k: 4096 };
+            let [compute, memory, ..] = *parts_ns(&shape, &gpu).as_slice() else { unreachable!() };
+            let time_ns = 3000.0 + joined([1.3 * compute, 1.2 * memory].into_iter(), 3);
+            Row { shape, values: shape.values(), time_ns, low_ns: time_ns, high_ns: time_ns }
+        };
+        let large: Vec<Row> = (2..40).flat_map(|i| [4096, 14336].map(|n| row(512 * i, n))).collect();
+        let baseline = fitted(Operator::GateUpProj, &large);
+        for m in [1, 16, 64] {
+            let small = row(m, 28672);
+            let error = baseline(&small) / small.time_ns - 1.0;
+            assert!(error.abs() < 0.1, "{m}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_of_another_speed_than_any_known_is_still_fitted() {
+        let gpu = GpuSpec::shipped().remove(1);
+        let slow: Vec<Row> = rows(|_| 1.0)
+            .into_iter()
+            .map(|row| {
+                let time_ns = 1500.0 + 60.0 * parts_ns(&row.shape, &gpu).as_slice()[0];
+                Row { time_ns, low_ns: time_ns, high_ns: time_ns, ..row }
+            })
+            .collect();
+        let baseline = fitted(Operator::RmsNorm, &slow);
+        for row in &slow {
+            assert!((baseline(row) / row.time_ns - 1.0).abs() < 0.02, "{row:?} {}", baseline(row));
+        }
+    }
+
     #[test]
     fn odd_shapes_do_not_bend_the_others() {
         let bent = rows(|i| if i % 10 == 0 { 3.0 } else { 1.0 });

@@ -28,10 +28,11 @@ pub(crate) enum Residuals {
     Beside { forest_share: f64 },
 }
 
-/// A predictor with its forest, and what its rows' targets are, so that residuals can be set without growing it again.
+/// A predictor with its forest, and what it was grown on, so that residuals can be set without growing it again.
 pub(crate) struct Fitted {
     predictor: OperatorPredictor,
-    data: Dataset<f64, f64, ndarray::Ix1>,
+    /// By shape: `ln(time / baseline)`, and what the forest answers.
+    targets: BTreeMap<Vec<u64>, (f64, f64)>,
 }
 
 /// Fits baseline and forest to rows.
@@ -58,17 +59,28 @@ pub(crate) fn fit(
         params.fit(&data).map_err(|source| TrainError::Forest { operator, source })?;
     predictor.forest = model.into();
     round_leaves(&mut predictor.forest);
-    Ok(Fitted { predictor, data })
+    let answers =
+        rows.iter().zip(data.records().rows()).zip(data.targets()).map(|((row, record), &target)| {
+            let record: Vec<f32> = record.iter().map(|&value| value as f32).collect();
+            (row.values.clone(), (target, predictor.forest.predict(&record)))
+        });
+    // Attention has no residuals, and by far the most rows.
+    let targets = if operator == Operator::Attention { BTreeMap::new() } else { answers.collect() };
+    Ok(Fitted { predictor, targets })
 }
 
 impl Fitted {
-    /// The predictor with residuals; `rows` are those that it was fitted to.
-    pub(crate) fn with_residuals(&self, rows: &[&Row], residuals: Residuals) -> OperatorPredictor {
+    /// The predictor with residuals: what the forest's share leaves of each row, in the order of the domain's shapes.
+    pub(crate) fn with_residuals(&self, residuals: Residuals) -> OperatorPredictor {
         let mut predictor = self.predictor.clone();
         if let Residuals::Beside { forest_share } = residuals {
             predictor.hyper_parameters.interpolates_residuals = true;
             predictor.hyper_parameters.forest_share = forest_share;
-            set_residuals(&mut predictor, rows, &self.data);
+            let domain = &mut predictor.domain;
+            let left =
+                |shape| self.targets.get(shape).map(|(target, of_forest)| target - forest_share * of_forest);
+            let shapes = domain.shapes.chunks_exact(domain.columns.len());
+            domain.residual = shapes.filter_map(left).map(|left| left as f32).collect();
         }
         predictor
     }
@@ -142,17 +154,4 @@ fn to_dataset(
     }
     let target = |row: &&Row| (row.time_ns / predictor.baseline_ns(&row.shape, gpu)).ln();
     Dataset::new(records, rows.iter().map(target).collect::<Array1<f64>>())
-}
-
-/// Writes what the forest's share leaves of each row into the domain, whose shapes are those rows, sorted.
-fn set_residuals(predictor: &mut OperatorPredictor, rows: &[&Row], data: &Dataset<f64, f64, ndarray::Ix1>) {
-    let share = predictor.hyper_parameters.forest_share;
-    let mut by_shape = BTreeMap::new();
-    for ((row, record), target) in rows.iter().zip(data.records().rows()).zip(data.targets()) {
-        let record: Vec<f32> = record.iter().map(|&value| value as f32).collect();
-        by_shape.insert(row.values.as_slice(), (target - share * predictor.forest.predict(&record)) as f32);
-    }
-    let width = predictor.domain.columns.len();
-    let shapes = predictor.domain.shapes.chunks_exact(width);
-    predictor.domain.residual = shapes.map(|shape| by_shape[shape]).collect();
 }

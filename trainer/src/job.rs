@@ -128,7 +128,7 @@ impl<'a> Job<'a> {
         let layouts = layouts.unwrap_or_else(none);
         let rows: Vec<&Row> = self.rows.iter().collect();
         let mut predictor =
-            fit(operator, &rows, way.has_steps, self.gpu, options)?.with_residuals(&rows, way.residuals);
+            fit(operator, &rows, way.has_steps, self.gpu, options)?.with_residuals(way.residuals);
         let surrounded = self.surrounded(&layouts, &layout_folds);
         predictor.interval = self.interval(&shuffled, &blocked, &layouts, &surrounded);
         predictor.samples_digest = dataset::digest(&self.sets);
@@ -176,7 +176,7 @@ impl<'a> Job<'a> {
                 let has_steps = ways.iter().all(|way| way.has_steps);
                 let fitted = fit(self.operator(), &others, has_steps, self.gpu, self.options)?;
                 let answers = ways.iter().map(|way| {
-                    let predictor = fitted.with_residuals(&others, way.residuals);
+                    let predictor = fitted.with_residuals(way.residuals);
                     fold.iter().map(|&i| predictor.predict(&self.rows[i].shape, self.gpu)).collect()
                 });
                 Ok(answers.collect())

@@ -1,7 +1,9 @@
 //! What training finds, and what it refuses.
 
 use plumbline_bundles::{
-    CacheState, OutOfDomain, Predictors, Provenance, Sample, bundle::sha256_hex, predictor::payloads,
+    CacheState, OutOfDomain, Predictors, Provenance, Sample, TimeStats,
+    bundle::sha256_hex,
+    predictor::{PredictorFile, payloads},
 };
 use plumbline_schema::{Operator, OperatorShape, StepBatch, operator::Heads};
 use plumbline_trainer::{TrainError, TrainOptions, TrainOutcome, train};
@@ -86,6 +88,57 @@ fn a_changed_cell_changes_the_digest_and_the_model() {
     assert_ne!(before.samples_digest, after.samples_digest);
     assert_ne!(before.forest, after.forest);
     assert!(before.samples_digest.starts_with("sha256:") && before.samples_digest.len() == 71);
+}
+
+#[test]
+fn matrix_products_are_written_once_and_read_as_they_were() {
+    let mut samples = law::samples(6);
+    samples.retain(|sample| sample.operator.is_gemm());
+    let predictors = trained(&samples).predictors;
+    let files = payloads(&predictors).unwrap();
+    let parsed: Vec<PredictorFile> =
+        files.iter().map(|(name, bytes)| PredictorFile::parse(bytes, name.as_ref()).unwrap()).collect();
+    let PredictorFile::Whole(whole) = &parsed[0] else { panic!("{:?}", files[0].0) };
+    assert!(predictors.len() > 1);
+    for (file, predictor) in parsed[1..].iter().zip(&predictors[1..]) {
+        let PredictorFile::Shared(shared) = file else { panic!("{}", predictor.operator) };
+        assert_eq!(&shared.join(whole), predictor);
+    }
+    // What was trained apart is written apart.
+    let mut other = predictors.clone();
+    other[1].overhead_ns *= 1.01;
+    assert!(payloads(&other).unwrap()[1].1.len() > 10_000);
+}
+
+/// A row-wise kernel that takes no steps from wave to wave, and one that does nothing else.
+#[test]
+fn steps_and_neighbours_are_taken_where_they_err_less() {
+    let way = |time_ns: fn(u32) -> f64| {
+        let samples: Vec<Sample> = (1..120u32)
+            .map(|i| {
+                let num_tokens = 7 * i;
+                let shape = OperatorShape::RmsNorm { num_tokens, hidden_size: 16_384 };
+                let stats = TimeStats::from_times(&[time_ns(num_tokens)]).unwrap();
+                Sample::bare(Operator::RmsNorm, shape, stats)
+            })
+            .collect();
+        let outcome = trained(&samples);
+        let report = &outcome.report.operators[0];
+        let score =
+            |trial: &plumbline_trainer::train::Trial| trial.shuffled_error + 0.25 * trial.blocked_error;
+        let lowest = report.tried.iter().min_by(|a, b| score(a).total_cmp(&score(b))).unwrap();
+        assert_eq!(report.tried.len(), 8);
+        let hyper = report.hyper_parameters;
+        assert_eq!(
+            (hyper.has_steps, hyper.interpolates_residuals, hyper.forest_share.to_bits()),
+            (lowest.has_steps, lowest.interpolates_residuals, lowest.forest_share.to_bits())
+        );
+        hyper
+    };
+    let smooth = way(|num_tokens| 5000.0 + 80.0 * f64::from(num_tokens));
+    assert!(!smooth.has_steps && smooth.forest_share < 1.0, "{smooth:?}");
+    let stepped = way(|num_tokens| 5000.0 + 10_000.0 * f64::from(num_tokens.div_ceil(132)));
+    assert!(stepped.has_steps, "{stepped:?}");
 }
 
 proptest! {
