@@ -94,6 +94,27 @@ def ours(example, path, trees, share):
             {"fit": "fit_ns", "one": "predict_one_ns", "all": "predict_all_ns"}.items()}
 
 
+def compare(tables, trees, share):
+    """Prints the table of both sides' times."""
+    build = ["cargo", "build", "--release", "--quiet", "--locked", "-p", "plumbline-trainer", "--example", "forest_speed"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    example = target / "release" / "examples" / "forest_speed"
+    print(f"{trees} trees, {share:g} of the features tried, {os.cpu_count()} cores; lowest (median) of {ROUNDS} rounds")
+    print(f"{'table':36} {'':8} {'scikit-learn':>22} {'Plumbline':>22} {'ratio':>7}")
+    for path in tables:
+        rounds = [(theirs(path, trees, share), ours(example, path, trees, share)) for _ in range(ROUNDS)]
+        for key, name, unit in [("fit", "fit", 1e3), ("one", "one row", 1e3), ("all", "all rows", 1e3)]:
+            slow = [time for their, _ in rounds for time in their[key]]
+            fast = [our[key] for _, our in rounds]
+            low, median = min(times[0] for times in fast), statistics.median(times[1] for times in fast)
+            rows, width = rounds[0][0]["shape"]
+            label = f"{path.stem} {rows}x{width}"
+            print(f"{label:36} {name:8} {unit * min(slow):11.3f} ({unit * statistics.median(slow):8.3f})"
+                  f" {unit * low:11.4f} ({unit * median:8.4f}) {min(slow) / low:7.1f}", flush=True)
+    print("times in ms")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trees", type=int, default=100)
@@ -101,28 +122,9 @@ def main():
     parser.add_argument("tables", nargs="*", type=pathlib.Path)
     arguments = parser.parse_args()
     with_scikit_learn()
-    build = ["cargo", "build", "--release", "--quiet", "--locked", "-p", "plumbline-trainer", "--example", "forest_speed"]
-    subprocess.run(build, cwd=ROOT, check=True)
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    example = target / "release" / "examples" / "forest_speed"
-
     with tempfile.TemporaryDirectory() as folder:
         tables = arguments.tables or list(made_up(pathlib.Path(folder)))
-        print(f"{arguments.trees} trees, {arguments.share:g} of the features tried, {os.cpu_count()} cores;"
-              f" lowest (median) of {ROUNDS} rounds")
-        print(f"{'table':28} {'':8} {'scikit-learn':>22} {'Plumbline':>22} {'ratio':>7}")
-        for path in tables:
-            rounds = [(theirs(path, arguments.trees, arguments.share), ours(example, path, arguments.trees, arguments.share))
-                      for _ in range(ROUNDS)]
-            for key, name, unit in [("fit", "fit", 1e3), ("one", "one row", 1e3), ("all", "all rows", 1e3)]:
-                slow = [time for their, _ in rounds for time in their[key]]
-                fast = [our[key] for _, our in rounds]
-                low, median = min(times[0] for times in fast), statistics.median(times[1] for times in fast)
-                rows, width = rounds[0][0]["shape"]
-                label = f"{path.stem} {rows}x{width}"
-                print(f"{label:28} {name:8} {unit * min(slow):11.3f} ({unit * statistics.median(slow):8.3f})"
-                      f" {unit * low:11.4f} ({unit * median:8.4f}) {min(slow) / low:7.1f}", flush=True)
-        print("times in ms")
+        compare(tables, arguments.trees, arguments.share)
 
 
 if __name__ == "__main__":

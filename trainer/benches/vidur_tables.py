@@ -10,36 +10,18 @@ PyPI into a folder of their own unless they can be imported. Last, both fit and 
 """
 
 import csv
-import json
-import statistics
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
-import venv
+
+from sklearn_forest import ROOT, compare, with_scikit_learn
 
 # As many as Plumbline's predictors have, and as many as scikit-learn grows by default.
 TREES = 32
 SPEED_TREES = 100
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def with_scikit_learn():
-    """Starts this script again in an environment that has scikit-learn, where this one has none."""
-    try:
-        import numpy  # noqa: F401
-        import sklearn  # noqa: F401
-        return
-    except ImportError:
-        pass
-    folder = ROOT / "target" / "sklearn-venv"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "numpy", "scikit-learn"], check=True)
-    os.execv(python, [str(python), *sys.argv])
 
 
 def read(path):
@@ -54,53 +36,17 @@ def read(path):
     return features, column("time_ns"), folds, ours
 
 
-def run_example(example, *arguments):
-    command = ["cargo", "run", "--release", "--quiet", "--locked", "-p", "plumbline-trainer"]
-    command += ["--example", example, "--", *arguments]
-    return command
-
-
-def speed(out):
-    """Fitting and predicting of the same tables and as many trees, grown to the end with every feature tried."""
+def bare(out):
+    """The tables without folds: features, then the target."""
     import numpy as np
-    from sklearn.ensemble import RandomForestRegressor
 
-    bare = out / "bare"
-    bare.mkdir()
-    names = []
+    folder = out / "bare"
+    folder.mkdir()
     for path in sorted(out.glob("*.csv")):
         features, times, _, _ = read(path)
         rows = np.column_stack([features, times])
-        np.savetxt(bare / path.name, rows, delimiter=",", header="key0,key1,time_ns", comments="")
-        names.append(path.stem)
-    tables = [str(bare / f"{name}.csv") for name in names]
-    answer = subprocess.run(
-        run_example("forest_speed", str(SPEED_TREES), "1.0", *tables), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    print(f"\n== {SPEED_TREES} trees, no limit on depth, n_jobs=2: medians of 3 fits, of 50 single rows, of 3 whole tables")
-    print(f"{'table':30} {'fit ms':>8} {'ours':>7} {'times':>6}   {'row us':>8} {'ours':>6} {'times':>6}   {'all ms':>8} {'ours':>6} {'times':>6}")
-    for name, line in zip(names, answer.splitlines()):
-        ours = json.loads(line)
-        features, times, _, _ = read(out / f"{name}.csv")
-        clock = lambda run, n: statistics.median(timed(run) for _ in range(n))
-        forest = RandomForestRegressor(SPEED_TREES, n_jobs=2, random_state=0)
-        fit = clock(lambda: forest.fit(features, times), 3)
-        forest.n_jobs = 1  # Threads only slow down a single row.
-        row = clock(lambda: forest.predict(features[:1]), 50)
-        forest.n_jobs = 2
-        whole = clock(lambda: forest.predict(features), 3)
-        fit_ours, row_ours, whole_ours = (ours[key][1] / 1e9 for key in ("fit_ns", "predict_one_ns", "predict_all_ns"))
-        print(
-            f"{name:30} {1e3 * fit:8.1f} {1e3 * fit_ours:7.2f} {fit / fit_ours:6.1f}   {1e6 * row:8.0f} {1e6 * row_ours:6.2f}"
-            f" {row / row_ours:6.0f}   {1e3 * whole:8.2f} {1e3 * whole_ours:6.2f} {whole / whole_ours:6.1f}",
-            flush=True,
-        )
-
-
-def timed(run):
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+        np.savetxt(folder / path.name, rows, delimiter=",", header="key0,key1,time_ns", comments="")
+        yield folder / path.name
 
 
 def main():
@@ -110,7 +56,8 @@ def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     out = pathlib.Path(tempfile.mkdtemp(prefix="vidur-tables-"))
-    command = run_example("vidur_tables", "tables", *map(os.path.abspath, sys.argv[1:3]), str(out))
+    command = ["cargo", "run", "--release", "--quiet", "--locked", "-p", "plumbline-trainer"]
+    command += ["--example", "vidur_tables", "--", "tables", *map(os.path.abspath, sys.argv[1:3]), str(out)]
     print("== Plumbline", flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
 
@@ -140,7 +87,8 @@ def main():
     theirs, mine = np.mean(blocked_means, axis=0)
     print(f"{'mean of tables':30} {'':6} {'':9} {'':7} {'':9} {theirs:9.2f} {mine:7.2f}")
     print(f"scikit-learn took {time.perf_counter() - started:.1f} s for both ways")
-    speed(out)
+    print()
+    compare(list(bare(out)), SPEED_TREES, 1.0)
 
 
 if __name__ == "__main__":
