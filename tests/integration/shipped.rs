@@ -138,8 +138,20 @@ fn real_steps_are_formed_by_the_scheduler() {
 #[test]
 fn shipped_data_is_found_from_elsewhere_and_by_its_variable() {
     let folder = tempfile::tempdir().expect("folder");
-    // Above the executable, wherever the command is run.
-    let list = plumb(["validate", "--list"]).current_dir(folder.path()).output().expect("plumb starts");
+    // Above the executable, wherever the command is run and wherever cargo builds.
+    let checkout = folder.path().join("checkout");
+    std::fs::create_dir_all(checkout.join("bundles")).expect("folder");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/data");
+    std::os::unix::fs::symlink(data, checkout.join("bundles/data")).expect("link");
+    let inside = checkout.join("target/debug/plumb");
+    std::fs::create_dir_all(inside.parent().expect("a folder")).expect("folder");
+    std::fs::copy(env!("CARGO_BIN_EXE_plumb"), &inside).expect("copy");
+    let list = std::process::Command::new(&inside)
+        .args(["validate", "--list"])
+        .current_dir(folder.path())
+        .env_remove("PLUMB_DATA")
+        .output()
+        .expect("plumb starts");
     let (code, stdout, stderr) = ended(&list);
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.lines().count() > 10 && stdout.contains("qwen3-0.6b-graph/conv-q8"), "{stdout}");
