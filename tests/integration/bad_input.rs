@@ -294,7 +294,7 @@ fn bundles_name_the_file_and_what_is_wrong_with_it() {
         &["expected bundle format 1.2, found 2.2: upgrade plumb"],
     );
     check(
-        &manifest("\"minor\": 1", "\"minor\": 7"),
+        &manifest("\"minor\": 2", "\"minor\": 7"),
         &["expected bundle format 1.2, found 1.7: upgrade plumb"],
     );
     check(&manifest("\"models\"", "\"modules\""), &["manifest.json, line", "unknown field `modules`"]);
