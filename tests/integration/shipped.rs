@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use plumbline_bundles::{Bundle, OperatorPredictor};
 use serde_json::Value;
 
 use crate::support::{arg, ended, plumb};
@@ -132,6 +133,44 @@ fn real_steps_are_formed_by_the_scheduler() {
     for run in replayed["runs"].as_array().expect("runs") {
         assert!(run["steps"].as_u64().expect("steps") > 1_000, "{run}");
         assert_eq!(run["steps"], run["identical"], "{run}");
+    }
+}
+
+/// A change of features, baseline or forest shows here: train the shipped bundles anew then, and calibrate on them.
+#[test]
+fn the_shipped_predictors_are_what_their_samples_give() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/data/h200-sxm-141gb");
+    let folder = tempfile::tempdir().expect("folder");
+    let copy = folder.path().join("bundle");
+    for part in ["samples", "predictors"] {
+        std::fs::create_dir_all(copy.join(part)).expect("folder");
+    }
+    let bundle = Bundle::open(&shipped).expect("a shipped bundle");
+    for name in bundle.payload_names("").chain(["manifest.json"]) {
+        std::fs::copy(shipped.join(name), copy.join(name)).expect("copy");
+    }
+    let (code, _, stderr) = ended(&plumb(["train", arg(&copy)]).output().expect("plumb starts"));
+    assert_eq!(code, 0, "{stderr}");
+    let trained = Bundle::open(&copy).expect("the trained bundle");
+    for operator in bundle.predicted_operators() {
+        let [shipped, now] =
+            [&bundle, &trained].map(|bundle| bundle.predictor(operator).expect("a predictor"));
+        assert_eq!(
+            (&shipped.features, &shipped.samples_digest),
+            (&now.features, &now.samples_digest),
+            "{operator}"
+        );
+        assert_eq!(shipped.hyper_parameters, now.hyper_parameters, "{operator}");
+        // Logarithms differ in the last bit between systems, and with them what a tie between splits comes to.
+        let numbers = |p: &OperatorPredictor| {
+            let errors = [Some(p.error.shuffled), Some(p.error.blocked), p.error.layouts];
+            let means: Vec<f64> = errors.into_iter().flatten().map(|error| 1.0 + error.mean).collect();
+            let coefficients = p.parts.iter().map(|part| 1.0 + part.coefficient);
+            coefficients.chain(means).chain([p.overhead_ns]).collect::<Vec<f64>>()
+        };
+        for (before, after) in numbers(&shipped).into_iter().zip(numbers(&now)) {
+            assert!((after / before - 1.0).abs() < 2e-3, "{operator}: {before} shipped, {after} now");
+        }
     }
 }
 
