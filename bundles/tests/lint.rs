@@ -572,11 +572,8 @@ fn points_measured_badly() {
 
 #[test]
 fn launches_that_would_be_refused() {
-    let request = |id: u64, num_prefill_tokens: u32, num_decode_tokens: u32| WorkloadRequest {
-        request_id: id,
-        arrival_time_ns: plumbline_schema::Nanos(id),
-        num_prefill_tokens,
-        num_decode_tokens,
+    let request = |id: u64, num_prefill_tokens: u32, num_decode_tokens: u32| {
+        WorkloadRequest::new(id, plumbline_schema::Nanos(id), num_prefill_tokens, num_decode_tokens)
     };
     let short = Workload { requests: vec![request(0, 8, 8), request(1, 16, 16)] };
     let long =

@@ -41,6 +41,9 @@ pub struct Deployment {
     /// GPUs that share a layer.
     #[serde(default = "one")]
     pub tensor_parallel_size: u32,
+    /// Stages of layers, each on GPUs of its own.
+    #[serde(default = "one")]
+    pub pipeline_parallel_size: u32,
     /// Whether prompts share cached prefixes.
     #[serde(default)]
     pub enable_prefix_caching: bool,
@@ -101,6 +104,7 @@ impl Deployment {
             num_gpu_blocks: u32::try_from(for_kv / block_bytes.max(1)).unwrap_or(u32::MAX).max(1),
             block_size: BLOCK_SIZE,
             tensor_parallel_size: 1,
+            pipeline_parallel_size: 1,
             enable_prefix_caching: false,
             scheduling_policy: fcfs(),
             long_prefill_token_threshold: 0,
@@ -126,6 +130,7 @@ impl Deployment {
             ("num_gpu_blocks", self.num_gpu_blocks),
             ("block_size", self.block_size),
             ("tensor_parallel_size", self.tensor_parallel_size),
+            ("pipeline_parallel_size", self.pipeline_parallel_size),
         ];
         for (key, value) in positive {
             if value == 0 {

@@ -173,14 +173,28 @@ fn row_error(
 /// # Errors
 /// Any I/O error.
 pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<(), InputError> {
+    write_plain_or_zst(path, |out| {
+        let mut writer = csv::Writer::from_writer(out);
+        for row in rows {
+            writer.serialize(row).map_err(io::Error::other)?;
+        }
+        writer.flush()
+    })
+}
+
+/// Writes text atomically; compressed when the path ends in `.zst`.
+///
+/// # Errors
+/// Any I/O error.
+pub fn write_text(path: &Path, text: &str) -> Result<(), InputError> {
+    write_plain_or_zst(path, |out| out.write_all(text.as_bytes()))
+}
+
+fn write_plain_or_zst(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), InputError> {
     write_atomically(path, |out| {
-        let fill = |out: &mut dyn Write| -> io::Result<()> {
-            let mut writer = csv::Writer::from_writer(out);
-            for row in rows {
-                writer.serialize(row).map_err(io::Error::other)?;
-            }
-            writer.flush()
-        };
         if path.extension().is_some_and(|e| e == "zst") {
             let mut encoder = zstd::Encoder::new(out, 19)?;
             fill(&mut encoder)?;

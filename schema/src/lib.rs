@@ -26,6 +26,10 @@ pub use gpu::GpuSpec;
 pub use host::{HostFactorBasis, HostFactorUsed, HostInfo};
 pub use model::ModelSpec;
 pub use operator::{Heads, Operator, OperatorShape};
-pub use run::{RequestMetrics, RequestStatus, Run, RunInfo, RunKind, StepMetrics, TokenMetrics};
+pub use run::{
+    RequestMetrics, RequestStatus, Run, RunInfo, RunKind, StepMetrics, StepRequests, TokenMetrics,
+};
 pub use units::{Bytes, Flops, Nanos};
-pub use workload::{LengthSummary, Workload, WorkloadRequest, WorkloadSummary};
+pub use workload::{
+    ContentRun, ContentStream, LengthSummary, PromptContent, Workload, WorkloadRequest, WorkloadSummary,
+};

@@ -130,6 +130,14 @@ struct StepRow {
     prefill_chunks_tokens_context: String,
     #[serde(default)]
     decode_contexts: String,
+    #[serde(default, skip_serializing)]
+    prefill_request_ids: Option<String>,
+    #[serde(default, skip_serializing)]
+    decode_request_ids: Option<String>,
+    #[serde(default, skip_serializing)]
+    preempted_request_ids: Option<String>,
+    #[serde(default, skip_serializing)]
+    free_blocks: Option<u32>,
 }
 
 /// One scheduler step of a run.
@@ -143,6 +151,21 @@ pub struct StepMetrics {
     pub schedule_ns: Nanos,
     /// What was computed.
     pub batch: StepBatch,
+    /// Whose tokens they were; `None` when not recorded.
+    pub requests: Option<StepRequests>,
+}
+
+/// The requests of a step, as far as an engine records them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepRequests {
+    /// Request of each prefill chunk, in scheduling order.
+    pub prefill_request_ids: Vec<u64>,
+    /// Request of each decode, in scheduling order.
+    pub decode_request_ids: Vec<u64>,
+    /// Requests that lost their KV blocks while the step was formed, ascending.
+    pub preempted_request_ids: Vec<u64>,
+    /// KV blocks free after the step was formed.
+    pub free_blocks: Option<u32>,
 }
 
 impl StepMetrics {
@@ -213,11 +236,9 @@ impl Run {
         let mut requests: Vec<_> = self
             .requests
             .iter()
-            .map(|r| WorkloadRequest {
-                request_id: r.request_id,
-                arrival_time_ns: r.arrival_time_ns,
-                num_prefill_tokens: r.num_prefill_tokens,
-                num_decode_tokens: r.num_decode_tokens,
+            .map(|r| {
+                let (prefill, decode) = (r.num_prefill_tokens, r.num_decode_tokens);
+                WorkloadRequest::new(r.request_id, r.arrival_time_ns, prefill, decode)
             })
             .collect();
         // Stable: requests that arrive together keep the file's order.
@@ -366,14 +387,49 @@ fn read_steps(path: &Path) -> Result<Vec<StepMetrics>, InputError> {
             return Err(InputError::invalid(path, at("step_start_ns"), expected, found));
         }
         last_end = row.step_start_ns + row.step_duration_ns;
+        let requests = step_requests(&row, &batch)
+            .map_err(|(column, expected, found)| InputError::invalid(path, at(column), expected, found))?;
         steps.push(StepMetrics {
             step_start_ns: row.step_start_ns,
             step_duration_ns: row.step_duration_ns,
             schedule_ns: row.schedule_ns,
             batch,
+            requests,
         });
     }
     Ok(steps)
+}
+
+/// The columns of request ids, or `(column, expected, found)`.
+fn step_requests(
+    row: &StepRow,
+    batch: &StepBatch,
+) -> Result<Option<StepRequests>, (&'static str, String, String)> {
+    let ids = |column: &'static str, text: &Option<String>| -> Result<Vec<u64>, _> {
+        let items = text.as_deref().unwrap_or_default().split(';').filter(|item| !item.is_empty());
+        items
+            .map(|id| id.parse().map_err(|_| (column, "request ids joined by `;`".to_owned(), id.to_owned())))
+            .collect()
+    };
+    let mut requests = StepRequests {
+        prefill_request_ids: ids("prefill_request_ids", &row.prefill_request_ids)?,
+        decode_request_ids: ids("decode_request_ids", &row.decode_request_ids)?,
+        preempted_request_ids: ids("preempted_request_ids", &row.preempted_request_ids)?,
+        free_blocks: row.free_blocks,
+    };
+    if requests == StepRequests::default() {
+        return Ok(None);
+    }
+    requests.preempted_request_ids.sort_unstable();
+    for (column, ids, count) in [
+        ("prefill_request_ids", &requests.prefill_request_ids, batch.prefill_chunks.len()),
+        ("decode_request_ids", &requests.decode_request_ids, batch.decode_contexts.len()),
+    ] {
+        if ids.len() != count {
+            return Err((column, format!("{count} ids, as many as the batch has"), ids.len().to_string()));
+        }
+    }
+    Ok(Some(requests))
 }
 
 impl From<&StepMetrics> for StepRow {
@@ -388,6 +444,10 @@ impl From<&StepMetrics> for StepRow {
             num_decode_seqs: load.num_decode_seqs,
             prefill_chunks_tokens_context: step.batch.format_prefill_chunks(),
             decode_contexts: step.batch.format_decode_contexts(),
+            prefill_request_ids: None,
+            decode_request_ids: None,
+            preempted_request_ids: None,
+            free_blocks: None,
         }
     }
 }

@@ -121,12 +121,8 @@ fn admissions(run: &Run) -> Result<Vec<(Nanos, WorkloadRequest)>, ReplayError> {
     let mut admissions = Vec::with_capacity(run.requests.len());
     for r in run.requests.iter().filter(|r| r.status != RequestStatus::Rejected) {
         let time = r.admitted_time_ns.ok_or(ReplayError::NoAdmittedTime { request_id: r.request_id })?;
-        let request = WorkloadRequest {
-            request_id: r.request_id,
-            arrival_time_ns: r.arrival_time_ns,
-            num_prefill_tokens: r.num_prefill_tokens,
-            num_decode_tokens: r.num_decode_tokens,
-        };
+        let request =
+            WorkloadRequest::new(r.request_id, r.arrival_time_ns, r.num_prefill_tokens, r.num_decode_tokens);
         admissions.push((time, request));
     }
     // Stable: requests admitted in the same nanosecond keep the file's order.

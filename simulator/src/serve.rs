@@ -146,6 +146,7 @@ pub fn serve<E: Executor>(
         scheduler.complete(&step, &mut finished);
         served.num_preemptions += step.preempted.len() as u64;
         served.steps.push(StepMetrics {
+            requests: None,
             step_start_ns: start,
             step_duration_ns: span.duration,
             schedule_ns: span.schedule,

@@ -88,6 +88,7 @@ fn deployment() -> Deployment {
         num_gpu_blocks: 20,
         block_size: 16,
         tensor_parallel_size: 1,
+        pipeline_parallel_size: 1,
         enable_prefix_caching: false,
         scheduling_policy: "fcfs".into(),
         long_prefill_token_threshold: 0,
@@ -130,12 +131,7 @@ fn workloads() -> impl Strategy<Value = Workload> {
         let mut time = 0;
         let of = |(i, (gap, num_prefill_tokens, num_decode_tokens)): (usize, (u64, u32, u32))| {
             time += gap;
-            WorkloadRequest {
-                request_id: 100 + i as u64,
-                arrival_time_ns: Nanos(time),
-                num_prefill_tokens,
-                num_decode_tokens,
-            }
+            WorkloadRequest::new(100 + i as u64, Nanos(time), num_prefill_tokens, num_decode_tokens)
         };
         Workload { requests: requests.into_iter().enumerate().map(of).collect() }
     })
@@ -359,12 +355,8 @@ proptest! {
 #[test]
 fn preemption_and_rejection_do_happen_in_these_deployments() {
     let deployment = deployment();
-    let request = |request_id, num_prefill_tokens| WorkloadRequest {
-        request_id,
-        arrival_time_ns: Nanos(0),
-        num_prefill_tokens,
-        num_decode_tokens: 50,
-    };
+    let request =
+        |request_id, num_prefill_tokens| WorkloadRequest::new(request_id, Nanos(0), num_prefill_tokens, 50);
     let requests = vec![request(0, 100), request(1, 100), request(2, 350), request(3, 340), request(4, 60)];
     let simulation = run(&Workload { requests }, &deployment, 0, &[]);
     assert_eq!((simulation.counts.finished, simulation.counts.rejected), (3, 2));
@@ -381,11 +373,8 @@ fn preemption_and_rejection_do_happen_in_these_deployments() {
 
 #[test]
 fn a_simulated_run_reads_back_as_it_was_written() {
-    let request = |request_id, num_prefill_tokens| WorkloadRequest {
-        request_id,
-        arrival_time_ns: Nanos(request_id * 1_000_000),
-        num_prefill_tokens,
-        num_decode_tokens: 20,
+    let request = |request_id, num_prefill_tokens| {
+        WorkloadRequest::new(request_id, Nanos(request_id * 1_000_000), num_prefill_tokens, 20)
     };
     // The second is too long for the deployment.
     let requests = vec![request(0, 100), request(1, 390), request(2, 60)];
@@ -399,12 +388,7 @@ fn a_simulated_run_reads_back_as_it_was_written() {
 #[test]
 fn an_idle_gap_makes_the_next_step_slower() {
     let deployment = Deployment { num_gpu_blocks: 1000, ..deployment() };
-    let request = |request_id, arrival| WorkloadRequest {
-        request_id,
-        arrival_time_ns: Nanos(arrival),
-        num_prefill_tokens: 10,
-        num_decode_tokens: 3,
-    };
+    let request = |request_id, arrival| WorkloadRequest::new(request_id, Nanos(arrival), 10, 3);
     // The first wakes the engine whenever it comes, the third follows after 10 ms, the fourth after seconds.
     let simulate_at = |arrivals: [u64; 4]| {
         let requests = arrivals.iter().zip(0..).map(|(&arrival, id)| request(id, arrival)).collect();
@@ -426,11 +410,8 @@ fn workloads_that_break_their_rules_are_refused() {
     let deployment = deployment();
     let model = ModelSpec::load("qwen3-0.6b").unwrap();
     let error = |deployment: &Deployment, profile: &EngineProfile, requests: &[(u64, u32, u32)]| {
-        let of = |&(arrival, num_prefill_tokens, num_decode_tokens)| WorkloadRequest {
-            request_id: 4,
-            arrival_time_ns: Nanos(arrival),
-            num_prefill_tokens,
-            num_decode_tokens,
+        let of = |&(arrival, num_prefill_tokens, num_decode_tokens)| {
+            WorkloadRequest::new(4, Nanos(arrival), num_prefill_tokens, num_decode_tokens)
         };
         let workload = Workload { requests: requests.iter().map(of).collect() };
         let options = SimulateOptions::default();

@@ -319,6 +319,7 @@ fn any_deployment() -> Deployment {
         num_gpu_blocks: 8192,
         block_size: 16,
         tensor_parallel_size: 1,
+        pipeline_parallel_size: 1,
         enable_prefix_caching: false,
         scheduling_policy: "fcfs".into(),
         long_prefill_token_threshold: 0,

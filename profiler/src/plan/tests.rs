@@ -259,11 +259,8 @@ fn the_stated_models_are_covered_and_what_is_not_is_listed() {
 
 #[test]
 fn a_workload_narrows_the_envelope_but_not_its_lengths() {
-    let request = |request_id, num_prefill_tokens, num_decode_tokens| WorkloadRequest {
-        request_id,
-        arrival_time_ns: Nanos(request_id),
-        num_prefill_tokens,
-        num_decode_tokens,
+    let request = |request_id, num_prefill_tokens, num_decode_tokens| {
+        WorkloadRequest::new(request_id, Nanos(request_id), num_prefill_tokens, num_decode_tokens)
     };
     let limits = Envelope::default();
     let few = Workload { requests: vec![request(0, 1000, 100), request(1, 40_000, 7)] };

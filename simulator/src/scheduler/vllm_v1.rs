@@ -214,6 +214,7 @@ mod tests {
             num_gpu_blocks: 101,
             block_size: 4,
             tensor_parallel_size: 1,
+            pipeline_parallel_size: 1,
             enable_prefix_caching: false,
             scheduling_policy: "fcfs".into(),
             long_prefill_token_threshold: 0,
@@ -223,7 +224,7 @@ mod tests {
     }
 
     fn request(num_prefill_tokens: u32, num_decode_tokens: u32) -> WorkloadRequest {
-        WorkloadRequest { request_id: 0, arrival_time_ns: Nanos(0), num_prefill_tokens, num_decode_tokens }
+        WorkloadRequest::new(0, Nanos(0), num_prefill_tokens, num_decode_tokens)
     }
 
     /// Runs until all is done; each step as `chunks|decodes|preempted`.

@@ -62,6 +62,7 @@ fn deployment(mode: EngineMode) -> Deployment {
         num_gpu_blocks: 1000,
         block_size: 16,
         tensor_parallel_size: 1,
+        pipeline_parallel_size: 1,
         enable_prefix_caching: false,
         scheduling_policy: "fcfs".into(),
         long_prefill_token_threshold: 0,

@@ -73,11 +73,8 @@ fn prior() -> EngineProfile {
 }
 
 fn workload(requests: &[(u64, u32, u32)]) -> Workload {
-    let requests = requests.iter().enumerate().map(|(i, &(ms, prompt, output))| WorkloadRequest {
-        request_id: i as u64,
-        arrival_time_ns: Nanos(ms * 1_000_000),
-        num_prefill_tokens: prompt,
-        num_decode_tokens: output,
+    let requests = requests.iter().enumerate().map(|(i, &(ms, prompt, output))| {
+        WorkloadRequest::new(i as u64, Nanos(ms * 1_000_000), prompt, output)
     });
     Workload { requests: requests.collect() }
 }

@@ -57,11 +57,8 @@ fn judged(case: &Case, real: &[Run], options: &ValidateOptions) -> Result<CaseRe
 
 /// A run of the same model that [`judged`] predicts with.
 fn simulated(seed: u64, residuals: Residuals) -> Run {
-    let requests = (0..120u64).map(|i| WorkloadRequest {
-        request_id: i,
-        arrival_time_ns: Nanos(i * 40_000_000),
-        num_prefill_tokens: 20 + (i as u32 * 37) % 400,
-        num_decode_tokens: 2 + (i as u32 * 13) % 30,
+    let requests = (0..120u64).map(|i| {
+        WorkloadRequest::new(i, Nanos(i * 40_000_000), 20 + (i as u32 * 37) % 400, 2 + (i as u32 * 13) % 30)
     });
     let workload = Workload { requests: requests.collect() };
     let times = RooflineTimes { gpu: gpu(), overhead_ns: 2e3 };
