@@ -5,6 +5,7 @@
 //! [`scheduler::Scheduler`] (another engine's policy) and [`serve::Executor`] (model a step, or run it).
 //! [`mod@replay`] asks whether a scheduler forms the batches that a real engine formed.
 
+pub mod arrival;
 pub mod kv_cache;
 pub mod replay;
 pub mod residual;
@@ -15,6 +16,7 @@ pub mod simulate;
 pub mod step_time;
 pub mod times;
 
+pub use arrival::{RequestSource, WorkloadSource};
 pub use replay::{ReplayError, ReplayReport, StepDifference, replay};
 pub use residual::Residuals;
 pub use scheduler::{Rejection, Scheduler, SchedulerError, SchedulerKind};
