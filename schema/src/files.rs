@@ -14,6 +14,60 @@ use crate::error::{InputError, Location};
 /// Largest JSON or TOML document read into memory: 64 MiB, far above any real one.
 pub const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 
+/// A file that appears whole or not at all: written under a temporary name beside its own, renamed by
+/// [`Self::finish`]; dropped before that, it leaves nothing and what stood under its name stays.
+#[derive(Debug)]
+pub struct AtomicFile {
+    path: PathBuf,
+    out: io::BufWriter<File>,
+    temporary: tempfile::TempPath,
+}
+
+impl AtomicFile {
+    /// Begins the file that is to stand at `path`; makes its folder where there is none.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub fn create(path: &Path) -> Result<Self, InputError> {
+        let wrap = |source| InputError::io(path, source);
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        std::fs::create_dir_all(&folder).map_err(wrap)?;
+        let temporary = tempfile::Builder::new().prefix(".plumb-").tempfile_in(&folder).map_err(wrap)?;
+        // Apart, since writing through the pair puts the temporary name into every error.
+        let (file, temporary) = temporary.into_parts();
+        Ok(Self { path: path.to_path_buf(), out: io::BufWriter::new(file), temporary })
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// Any I/O error; what stood at the path is then untouched.
+    pub fn finish(self) -> Result<(), InputError> {
+        let Self { path, out, temporary } = self;
+        let wrap = |source| InputError::io(&path, source);
+        let file = out.into_inner().map_err(|e| wrap(e.into_error()))?;
+        set_default_permissions(&file).map_err(wrap)?;
+        temporary.persist(&path).map_err(|e| wrap(e.error))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Writes `path` in one step: `fill` writes a temporary file beside it, which is then renamed.
 ///
 /// # Errors
@@ -22,21 +76,9 @@ pub fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), InputError> {
-    let wrap = |source| InputError::io(path, source);
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    std::fs::create_dir_all(&folder).map_err(wrap)?;
-    let mut temporary = tempfile::Builder::new().prefix(".plumb-").tempfile_in(&folder).map_err(wrap)?;
-    {
-        let mut buffered = io::BufWriter::new(temporary.as_file_mut());
-        fill(&mut buffered).map_err(wrap)?;
-        buffered.flush().map_err(wrap)?;
-    }
-    set_default_permissions(temporary.as_file()).map_err(wrap)?;
-    temporary.persist(path).map_err(|e| wrap(e.error))?;
-    Ok(())
+    let mut file = AtomicFile::create(path)?;
+    fill(&mut file).map_err(|source| InputError::io(path, source))?;
+    file.finish()
 }
 
 /// Temporary files are private to their owner; a result is to be read like any other file.
@@ -194,16 +236,89 @@ fn write_plain_or_zst(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), InputError> {
-    write_atomically(path, |out| {
-        if path.extension().is_some_and(|e| e == "zst") {
-            let mut encoder = zstd::Encoder::new(out, 19)?;
-            fill(&mut encoder)?;
-            encoder.finish()?;
-            Ok(())
-        } else {
-            fill(out)
+    let mut file = OutputFile::create(path, Compression::Smallest)?;
+    fill(&mut file).map_err(|source| InputError::io(path, source))?;
+    file.finish()
+}
+
+/// How hard a `.zst` file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// For files that are shipped: zstd's level 19.
+    Smallest,
+    /// For files that something else waits for: zstd's default level.
+    Fast,
+}
+
+impl Compression {
+    const fn level(self) -> i32 {
+        match self {
+            Self::Smallest => 19,
+            Self::Fast => zstd::DEFAULT_COMPRESSION_LEVEL,
         }
-    })
+    }
+}
+
+/// An [`AtomicFile`], compressed where its name ends in `.zst`.
+pub struct OutputFile {
+    path: PathBuf,
+    sink: Sink,
+}
+
+enum Sink {
+    Plain(AtomicFile),
+    Zst(zstd::Encoder<'static, AtomicFile>),
+}
+
+impl OutputFile {
+    /// Begins the file that is to stand at `path`; `compression` is for a name that ends in `.zst`.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub fn create(path: &Path, compression: Compression) -> Result<Self, InputError> {
+        let file = AtomicFile::create(path)?;
+        let sink = if path.extension().is_some_and(|e| e == "zst") {
+            let encoder = zstd::Encoder::new(file, compression.level());
+            Sink::Zst(encoder.map_err(|source| InputError::io(path, source))?)
+        } else {
+            Sink::Plain(file)
+        };
+        Ok(Self { path: path.to_path_buf(), sink })
+    }
+
+    /// The path at which the file is to stand.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes what the compressor still holds and gives the file its name.
+    ///
+    /// # Errors
+    /// Any I/O error; what stood at the path is then untouched.
+    pub fn finish(self) -> Result<(), InputError> {
+        let Self { path, sink } = self;
+        match sink {
+            Sink::Plain(file) => file.finish(),
+            Sink::Zst(encoder) => encoder.finish().map_err(|source| InputError::io(&path, source))?.finish(),
+        }
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.sink {
+            Sink::Plain(file) => file.write(bytes),
+            Sink::Zst(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.sink {
+            Sink::Plain(file) => file.flush(),
+            Sink::Zst(encoder) => encoder.flush(),
+        }
+    }
 }
 
 #[cfg(test)]

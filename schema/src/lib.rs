@@ -14,6 +14,7 @@ pub mod host;
 pub mod model;
 pub mod operator;
 pub mod roofline;
+pub mod rows;
 pub mod run;
 pub mod units;
 pub mod workload;
@@ -26,6 +27,7 @@ pub use gpu::GpuSpec;
 pub use host::{HostFactorBasis, HostFactorUsed, HostInfo};
 pub use model::ModelSpec;
 pub use operator::{Heads, Operator, OperatorShape};
+pub use rows::{RequestRows, RowFile, Rows, StepRows, TokenRows};
 pub use run::{
     RequestMetrics, RequestStatus, Run, RunInfo, RunKind, StepMetrics, StepRequests, TokenMetrics,
 };

@@ -11,8 +11,9 @@ use crate::{
     batch::StepBatch,
     deployment::Deployment,
     error::{InputError, Location},
-    files::{plain_or_zst, read_csv, read_json, write_csv, write_json},
+    files::{plain_or_zst, read_csv, read_json, write_json},
     host::{HostFactorUsed, HostInfo},
+    rows::write_rows,
     units::Nanos,
     workload::{Workload, WorkloadRequest},
 };
@@ -76,6 +77,18 @@ pub enum RequestStatus {
     Incomplete,
 }
 
+impl RequestStatus {
+    /// The name in files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Rejected => "rejected",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
 /// A row of `request_metrics.csv`; times from the start of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestMetrics {
@@ -117,8 +130,8 @@ pub struct TokenMetrics {
     pub token_latency_ns: Nanos,
 }
 
-/// A row of `step_metrics.csv` as it stands in the file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A row of `step_metrics.csv` as it is read; [`StepMetrics`]' own [`Row`](crate::rows::Row) writes it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 struct StepRow {
     step_start_ns: Nanos,
     step_duration_ns: Nanos,
@@ -130,13 +143,13 @@ struct StepRow {
     prefill_chunks_tokens_context: String,
     #[serde(default)]
     decode_contexts: String,
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     prefill_request_ids: Option<String>,
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     decode_request_ids: Option<String>,
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     preempted_request_ids: Option<String>,
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     free_blocks: Option<u32>,
 }
 
@@ -220,12 +233,12 @@ impl Run {
     /// # Errors
     /// Any I/O error.
     pub fn write(&self, folder: &Path) -> Result<(), InputError> {
-        write_csv(&folder.join("request_metrics.csv"), &self.requests)?;
+        write_rows(&folder.join("request_metrics.csv"), &self.requests)?;
         if !self.tokens.is_empty() {
-            write_csv(&folder.join("token_metrics.csv"), &self.tokens)?;
+            write_rows(&folder.join("token_metrics.csv"), &self.tokens)?;
         }
         if !self.steps.is_empty() {
-            write_csv(&folder.join("step_metrics.csv"), self.steps.iter().map(StepRow::from))?;
+            write_rows(&folder.join("step_metrics.csv"), &self.steps)?;
         }
         write_json(&folder.join("run.json"), &self.info)
     }
@@ -430,24 +443,4 @@ fn step_requests(
         }
     }
     Ok(Some(requests))
-}
-
-impl From<&StepMetrics> for StepRow {
-    fn from(step: &StepMetrics) -> Self {
-        let load = step.batch.shape().attention;
-        Self {
-            step_start_ns: step.step_start_ns,
-            step_duration_ns: step.step_duration_ns,
-            schedule_ns: step.schedule_ns,
-            num_prefill_seqs: load.num_prefill_seqs,
-            num_prefill_tokens: load.num_prefill_tokens,
-            num_decode_seqs: load.num_decode_seqs,
-            prefill_chunks_tokens_context: step.batch.format_prefill_chunks(),
-            decode_contexts: step.batch.format_decode_contexts(),
-            prefill_request_ids: None,
-            decode_request_ids: None,
-            preempted_request_ids: None,
-            free_blocks: None,
-        }
-    }
 }
