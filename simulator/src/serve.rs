@@ -120,7 +120,8 @@ pub fn serve<E: Executor>(
             match scheduler.add(request) {
                 Ok(id) => {
                     executor.admit(id, request).map_err(ServeError::Executor)?;
-                    request_of.push(index);
+                    request_of.resize(request_of.len().max(id.index() + 1), 0);
+                    request_of[id.index()] = index;
                     served.requests[index].admitted = Some(executor.now());
                     served.requests[index].token_times.reserve(request.num_decode_tokens as usize);
                 }

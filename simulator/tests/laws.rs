@@ -182,7 +182,7 @@ impl<T: OperatorTimes> Executor for Watched<'_, T> {
     }
 
     fn admit(&mut self, id: SequenceId, request: &WorkloadRequest) -> Result<(), Self::Error> {
-        assert_eq!(id.index(), self.num_admitted);
+        assert!(id.index() <= self.num_admitted, "numbers are dense");
         self.num_admitted += 1;
         assert!(request.arrival_time_ns <= self.now(), "taken in before it arrived");
         self.inner.admit(id, request)

@@ -3,41 +3,98 @@
 //! A scheduler is one file here, one variant of [`SchedulerKind`] and its two arms. It is the same code
 //! whether a step is timed by a model or by a clock.
 
+mod common;
 mod step;
 mod vllm_v1;
 
 use std::{fmt, str::FromStr};
 
-use plumbline_schema::{Deployment, WorkloadRequest};
+use plumbline_schema::{AttentionLoad, Deployment, WorkloadRequest};
 use thiserror::Error;
 
 pub use self::{
     step::{ScheduledSequence, ScheduledStep},
     vllm_v1::VllmV1,
 };
-use crate::{kv_cache::KvCache, sequence::SequenceId};
+use crate::{
+    kv_cache::KvCache,
+    sequence::{Sequence, SequenceId},
+};
 
 /// Decides the batches of one engine.
 ///
-/// `schedule` and `complete` take turns: a step is completed before the next one is formed.
-pub trait Scheduler {
-    /// Takes in a request, to be scheduled after those already there.
+/// Steps are formed by `schedule` and accounted for by `complete`, in the order in which they were formed. A
+/// pipelined or asynchronous engine forms several before the first is complete; they are in flight meanwhile.
+pub trait Scheduler: Send {
+    /// Takes in a request, to be scheduled after those already there unless the policy says otherwise.
     ///
     /// # Errors
     /// When it can never be served; the scheduler then knows nothing of it.
     fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection>;
 
+    /// Takes in a request whose first `num_tokens` prompt tokens another engine has computed: they need blocks and no
+    /// computing, as long as the request is not preempted.
+    ///
+    /// # Errors
+    /// As [`Self::add`], or when the policy cannot do so.
+    fn add_transferred(
+        &mut self,
+        request: &WorkloadRequest,
+        num_tokens: u32,
+    ) -> Result<SequenceId, Rejection> {
+        let _ = (request, num_tokens);
+        Err(Rejection::NoTransfer)
+    }
+
     /// Forms the next step into `step`, replacing what it holds.
     ///
-    /// Not empty as long as any sequence is unfinished, else the clock would stall.
+    /// Not empty as long as any sequence is unfinished and no step is in flight, else the clock would stall.
     fn schedule(&mut self, step: &mut ScheduledStep);
 
-    /// Accounts for the step having run: sequences computed to their end get a token, and those that
-    /// have all their tokens leave, in the step's order, into `finished` (replacing what it holds).
+    /// Accounts for the oldest step in flight having run: sequences computed to their end get a token, and those
+    /// that have all their tokens leave, in the step's order, into `finished` (replacing what it holds). Their
+    /// numbers may be given out again from the next `add` on.
     fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>);
+
+    /// What the next steps are, where they are all alike; asked only with no step in flight.
+    ///
+    /// An optimisation: a scheduler that never answers is simulated a step at a time, to the same result.
+    fn steady(&self) -> Option<Steady> {
+        None
+    }
+
+    /// Forms and completes `num_steps` of the steps that [`Self::steady`] has just promised.
+    fn advance(&mut self, num_steps: u32) {
+        unreachable!("{num_steps} steady steps of a scheduler that promises none");
+    }
+
+    /// The sequences that hold KV blocks, in the policy's order.
+    fn running(&self) -> &[SequenceId];
+
+    /// The counts of an unfinished sequence.
+    fn sequence(&self, id: SequenceId) -> &Sequence;
 
     /// Where its sequences stand, and the cache.
     fn state(&self) -> SchedulerState<'_>;
+}
+
+/// Consecutive steps that compute one token of every running sequence and nothing else: no arrival, end, preemption
+/// or prefill chunk is among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steady {
+    /// How many, at least 1.
+    pub num_steps: u32,
+    /// The load of the first; each later one reads one token more for every sequence.
+    pub load: AttentionLoad,
+}
+
+impl Steady {
+    /// The decodes of sequences that all go on for `num_steps`; `None` for no steps.
+    pub fn of<'a>(num_steps: u32, running: impl Iterator<Item = &'a Sequence>) -> Option<Self> {
+        let mut load = AttentionLoad::default();
+        running.for_each(|sequence| load.add_decode(sequence.num_computed_tokens));
+        (num_steps > 0).then_some(Self { num_steps, load })
+    }
 }
 
 /// Where a scheduler's unfinished sequences stand.
@@ -80,6 +137,9 @@ pub enum Rejection {
         /// Tokens per block.
         block_size: u32,
     },
+    /// Its prompt was computed elsewhere.
+    #[error("the scheduler cannot take in prompts that another engine has computed")]
+    NoTransfer,
 }
 
 /// A deployment that a scheduler cannot serve.

@@ -22,10 +22,12 @@ use plumbline_schema::{Deployment, WorkloadRequest};
 
 use super::{
     Rejection, ScheduledSequence, ScheduledStep, Scheduler, SchedulerError, SchedulerKind, SchedulerState,
+    Steady,
+    common::{advance_decodes, check_servable, complete_step, steady_decodes},
 };
 use crate::{
     kv_cache::KvCache,
-    sequence::{Sequence, SequenceId},
+    sequence::{Sequence, SequenceId, Sequences},
 };
 
 /// vLLM's V1 scheduler, first come first served.
@@ -37,7 +39,7 @@ pub struct VllmV1 {
     /// Most tokens of one sequence in a step; `u32::MAX` for no such limit.
     max_chunk_tokens: u32,
     kv_cache: KvCache,
-    sequences: Vec<Sequence>,
+    sequences: Sequences,
     running: Vec<SequenceId>,
     waiting: VecDeque<SequenceId>,
 }
@@ -77,7 +79,7 @@ impl VllmV1 {
                 threshold => threshold,
             },
             kv_cache: KvCache::new(deployment.num_gpu_blocks, deployment.block_size),
-            sequences: Vec::new(),
+            sequences: Sequences::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
         })
@@ -102,7 +104,7 @@ impl VllmV1 {
         while *budget > 0 && self.running.len() < self.max_num_seqs {
             let Some(&id) = self.waiting.front() else { break };
             let num_tokens = self.num_new_tokens(id, *budget);
-            let fits_whole = self.kv_cache.can_hold(id, self.sequences[id.index()].num_tokens());
+            let fits_whole = self.kv_cache.can_hold(id, self.sequences[id].num_tokens());
             if !fits_whole || !self.kv_cache.grow(id, num_tokens) {
                 break;
             }
@@ -113,16 +115,16 @@ impl VllmV1 {
     }
 
     fn num_new_tokens(&self, id: SequenceId, budget: u32) -> u32 {
-        self.sequences[id.index()].num_uncomputed_tokens().min(self.max_chunk_tokens).min(budget)
+        self.sequences[id].num_uncomputed_tokens().min(self.max_chunk_tokens).min(budget)
     }
 
     /// Gets blocks for `num_tokens` more tokens; false when the sequence itself had to go.
     fn make_room(&mut self, id: SequenceId, num_tokens: u32, step: &mut ScheduledStep) -> bool {
-        let num_cached = self.sequences[id.index()].num_computed_tokens + num_tokens;
+        let num_cached = self.sequences[id].num_computed_tokens + num_tokens;
         while !self.kv_cache.grow(id, num_cached) {
             let Some(last) = self.running.pop() else { return false };
             self.kv_cache.free(last);
-            self.sequences[last.index()].num_computed_tokens = 0;
+            self.sequences[last].num_computed_tokens = 0;
             self.waiting.push_front(last);
             step.preempted.push(last);
             if last == id {
@@ -133,7 +135,7 @@ impl VllmV1 {
     }
 
     fn push(&mut self, id: SequenceId, num_tokens: u32, step: &mut ScheduledStep, budget: &mut u32) {
-        let sequence = &mut self.sequences[id.index()];
+        let sequence = &mut self.sequences[id];
         let context_len = sequence.num_computed_tokens;
         sequence.num_computed_tokens += num_tokens;
         let samples = sequence.num_uncomputed_tokens() == 0;
@@ -145,21 +147,8 @@ impl VllmV1 {
 
 impl Scheduler for VllmV1 {
     fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection> {
-        let num_tokens = u64::from(request.num_prefill_tokens) + u64::from(request.num_decode_tokens);
-        if num_tokens > u64::from(self.max_model_len) {
-            return Err(Rejection::LongerThanModelLen { num_tokens, max_model_len: self.max_model_len });
-        }
-        // The last output token is never fed back, so it is never cached. Below 2^32, as checked above.
-        let num_cached = num_tokens.saturating_sub(1) as u32;
-        if self.kv_cache.blocks_for(num_cached) > self.kv_cache.num_blocks() {
-            return Err(Rejection::LargerThanKvCache {
-                num_tokens: u64::from(num_cached),
-                num_blocks: self.kv_cache.num_blocks(),
-                block_size: self.kv_cache.block_size(),
-            });
-        }
-        let id = SequenceId(self.sequences.len() as u32);
-        self.sequences.push(Sequence::new(request.num_prefill_tokens, request.num_decode_tokens));
+        check_servable(request, self.max_model_len, &self.kv_cache)?;
+        let id = self.sequences.insert(request);
         self.waiting.push_back(id);
         Ok(id)
     }
@@ -174,19 +163,29 @@ impl Scheduler for VllmV1 {
     }
 
     fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
-        finished.clear();
-        for scheduled in step.sequences.iter().filter(|s| s.samples) {
-            let sequence = &mut self.sequences[scheduled.id.index()];
-            sequence.num_output_tokens += 1;
-            if sequence.num_output_tokens >= sequence.max_output_tokens {
-                self.kv_cache.free(scheduled.id);
-                finished.push(scheduled.id);
-            }
+        let Self { running, sequences, kv_cache, .. } = self;
+        complete_step(step, running, sequences, kv_cache, finished);
+    }
+
+    fn steady(&self) -> Option<Steady> {
+        let num_running = self.running.len();
+        let is_open = !self.waiting.is_empty() && num_running < self.max_num_seqs;
+        if is_open || num_running as u64 > u64::from(self.max_num_batched_tokens) {
+            return None;
         }
-        if !finished.is_empty() {
-            // Few finish in one step, so a scan beats a set.
-            self.running.retain(|id| !finished.contains(id));
-        }
+        steady_decodes(&self.running, &self.sequences, &self.kv_cache)
+    }
+
+    fn advance(&mut self, num_steps: u32) {
+        advance_decodes(&self.running, &mut self.sequences, &mut self.kv_cache, num_steps);
+    }
+
+    fn running(&self) -> &[SequenceId] {
+        &self.running
+    }
+
+    fn sequence(&self, id: SequenceId) -> &Sequence {
+        &self.sequences[id]
     }
 
     fn state(&self) -> SchedulerState<'_> {
