@@ -13,6 +13,8 @@ use thiserror::Error;
 
 use crate::times::{OperatorTimes, ProvenanceTimes};
 
+pub mod pipeline;
+
 /// Why a step's time cannot be told.
 #[derive(Debug, Error)]
 pub enum StepTimeError {
