@@ -6,8 +6,11 @@
 //! [`mod@replay`] asks whether a scheduler forms the batches that a real engine formed.
 
 pub mod arrival;
+pub mod executor;
 pub mod kv_cache;
+pub mod recorder;
 pub mod replay;
+pub mod replica;
 pub mod residual;
 pub mod scheduler;
 pub mod sequence;
@@ -17,7 +20,10 @@ pub mod step_time;
 pub mod times;
 
 pub use arrival::{RequestSource, WorkloadSource};
+pub use executor::{LendModel, SimulatedExecutor};
+pub use recorder::{Outcome, Recorder, RunRecorder};
 pub use replay::{ReplayError, ReplayReport, StepDifference, replay};
+pub use replica::{Arrival, Replica};
 pub use residual::Residuals;
 pub use scheduler::{Rejection, Scheduler, SchedulerError, SchedulerKind};
 pub use serve::{Executor, serve};

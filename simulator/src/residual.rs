@@ -37,7 +37,16 @@ impl ResidualSampler {
     /// Streams at their beginning.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let of = |dispatch: Dispatch| stream(seed, &format!("residual/{}", dispatch.name()));
+        Self::of_replica(seed, 0)
+    }
+
+    /// As [`Self::new`]; each replica of a cluster has streams of its own.
+    #[must_use]
+    pub fn of_replica(seed: u64, replica: u32) -> Self {
+        let of = |dispatch: Dispatch| match replica {
+            0 => stream(seed, &format!("residual/{}", dispatch.name())),
+            _ => stream(seed, &format!("residual/{}/{replica}", dispatch.name())),
+        };
         Self {
             eager: of(Dispatch::Eager),
             piecewise_graph: of(Dispatch::PiecewiseGraph),

@@ -1,13 +1,15 @@
-//! The serving loop: admits requests, forms steps, hands them to an executor and keeps the records.
+//! What runs steps and owns the clock, and the loop that serves a whole workload by it.
 //!
-//! The loop does not know whether time is simulated: the executor owns the clock, moves it or reads it,
-//! and either models a step or runs it.
+//! The loop does not know whether time is simulated: an executor moves the clock or reads it, and either models a
+//! step or runs it.
 
-use plumbline_schema::{Nanos, StepMetrics, Workload, WorkloadRequest};
+use plumbline_schema::{AttentionLoad, Nanos, StepMetrics, Workload, WorkloadRequest};
 use thiserror::Error;
 
 use crate::{
-    scheduler::{Rejection, ScheduledStep, Scheduler, SchedulerState},
+    recorder::{Outcome, RunRecorder},
+    replica::{Arrival, Replica},
+    scheduler::{ScheduledStep, Scheduler, SchedulerState},
     sequence::SequenceId,
 };
 
@@ -30,16 +32,76 @@ pub trait Executor {
     /// When the engine cannot take it in.
     fn admit(&mut self, id: SequenceId, request: &WorkloadRequest) -> Result<(), Self::Error>;
 
-    /// Runs a step, never an empty one, that began at `start`; `state` has the block tables.
+    /// Steps that may be in flight at once, at least 1.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Launches a step, never an empty one, whose forming began at `start`; `state` has the block tables. Returns the
+    /// scheduler's part of its time.
     ///
     /// # Errors
     /// When the step cannot be run.
-    fn execute(
+    fn launch(
         &mut self,
         step: &ScheduledStep,
         start: Nanos,
         state: &SchedulerState<'_>,
-    ) -> Result<StepSpan, Self::Error>;
+    ) -> Result<Nanos, Self::Error>;
+
+    /// Waits for the oldest step in flight; returns when its tokens were out, at least 1 ns after its start.
+    ///
+    /// # Errors
+    /// When the step failed.
+    fn finish(&mut self) -> Result<Nanos, Self::Error>;
+
+    /// Launches and finishes a step of decodes alone that began at `start`, with no other in flight, as
+    /// [`Self::launch`] and [`Self::finish`] would; `None`, and nothing done, by an executor that has to see whose
+    /// decodes they are.
+    ///
+    /// # Errors
+    /// When the step cannot be run.
+    fn decode(&mut self, load: &AttentionLoad, start: Nanos) -> Result<Option<StepSpan>, Self::Error> {
+        let _ = (load, start);
+        Ok(None)
+    }
+}
+
+impl<E: Executor + ?Sized> Executor for &mut E {
+    type Error = E::Error;
+
+    fn now(&self) -> Nanos {
+        (**self).now()
+    }
+
+    fn wait_until(&mut self, time: Nanos) {
+        (**self).wait_until(time);
+    }
+
+    fn admit(&mut self, id: SequenceId, request: &WorkloadRequest) -> Result<(), E::Error> {
+        (**self).admit(id, request)
+    }
+
+    fn depth(&self) -> usize {
+        (**self).depth()
+    }
+
+    fn launch(
+        &mut self,
+        step: &ScheduledStep,
+        start: Nanos,
+        state: &SchedulerState<'_>,
+    ) -> Result<Nanos, E::Error> {
+        (**self).launch(step, start, state)
+    }
+
+    fn finish(&mut self) -> Result<Nanos, E::Error> {
+        (**self).finish()
+    }
+
+    fn decode(&mut self, load: &AttentionLoad, start: Nanos) -> Result<Option<StepSpan>, E::Error> {
+        (**self).decode(load, start)
+    }
 }
 
 /// How long a step took.
@@ -49,28 +111,6 @@ pub struct StepSpan {
     pub duration: Nanos,
     /// The scheduler's part of it.
     pub schedule: Nanos,
-}
-
-/// What became of one request of the workload.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServedRequest {
-    /// When it had been taken in; `None` when it was rejected.
-    pub admitted: Option<Nanos>,
-    /// When each of its tokens was out.
-    pub token_times: Vec<Nanos>,
-    /// Why it was rejected.
-    pub rejection: Option<Rejection>,
-}
-
-/// The records of a finished loop.
-#[derive(Clone, Debug, Default)]
-pub struct Served {
-    /// In the workload's order.
-    pub requests: Vec<ServedRequest>,
-    /// In order of time.
-    pub steps: Vec<StepMetrics>,
-    /// How often a sequence lost its blocks.
-    pub num_preemptions: u64,
 }
 
 /// Why a loop ended early.
@@ -95,73 +135,44 @@ pub enum ServeError<E: std::error::Error> {
     },
 }
 
-/// Serves a workload, in its order of arrival, until every request is done or rejected.
-///
-/// Each iteration reads the clock once and takes in every request that has arrived by then; a request
-/// that arrives while others are taken in, or during a step, waits for the next iteration. With nothing
-/// to do the loop waits for the next arrival.
+impl<E: std::error::Error> ServeError<E> {
+    pub(crate) fn stalled(now: Nanos, state: &SchedulerState<'_>) -> Self {
+        Self::Stalled {
+            now,
+            num_waiting: state.num_waiting,
+            num_running: state.num_running,
+            num_free: state.kv_cache.num_free(),
+        }
+    }
+}
+
+/// The records of a finished loop.
+#[derive(Clone, Debug, Default)]
+pub struct Served {
+    /// What became of each request, in the workload's order.
+    pub requests: Vec<Outcome>,
+    /// In order of time.
+    pub steps: Vec<StepMetrics>,
+    /// When each step's tokens were out, in the order of `steps`.
+    pub step_ends: Vec<Nanos>,
+    /// How often a sequence lost its blocks.
+    pub num_preemptions: u64,
+}
+
+/// Serves a workload, in its order of arrival, until every request is done or rejected; see [`Replica`].
 ///
 /// # Errors
 /// When the executor fails, or the scheduler has work and forms no step.
 pub fn serve<E: Executor>(
     workload: &Workload,
-    scheduler: &mut dyn Scheduler,
-    executor: &mut E,
+    scheduler: Box<dyn Scheduler>,
+    executor: E,
 ) -> Result<Served, ServeError<E::Error>> {
-    let mut served = Served::default();
-    served.requests.resize_with(workload.requests.len(), ServedRequest::default);
-    let mut arrivals = workload.requests.iter().enumerate().peekable();
-    // The workload's index of each sequence.
-    let mut request_of: Vec<usize> = Vec::with_capacity(workload.requests.len());
-    let (mut step, mut finished) = (ScheduledStep::default(), Vec::new());
-    loop {
-        let now = executor.now();
-        while let Some((index, request)) = arrivals.next_if(|(_, r)| r.arrival_time_ns <= now) {
-            match scheduler.add(request) {
-                Ok(id) => {
-                    executor.admit(id, request).map_err(ServeError::Executor)?;
-                    request_of.resize(request_of.len().max(id.index() + 1), 0);
-                    request_of[id.index()] = index;
-                    served.requests[index].admitted = Some(executor.now());
-                    served.requests[index].token_times.reserve(request.num_decode_tokens as usize);
-                }
-                Err(rejection) => served.requests[index].rejection = Some(rejection),
-            }
-        }
-        if scheduler.state().num_unfinished() == 0 {
-            let Some((_, next)) = arrivals.peek() else { break };
-            executor.wait_until(next.arrival_time_ns);
-            continue;
-        }
-
-        let start = executor.now();
-        scheduler.schedule(&mut step);
-        if step.is_empty() {
-            return Err(stalled(start, &scheduler.state()));
-        }
-        let span = executor.execute(&step, start, &scheduler.state()).map_err(ServeError::Executor)?;
-        let end = start + span.duration;
-        for scheduled in step.sequences.iter().filter(|s| s.samples) {
-            served.requests[request_of[scheduled.id.index()]].token_times.push(end);
-        }
-        scheduler.complete(&step, &mut finished);
-        served.num_preemptions += step.preempted.len() as u64;
-        served.steps.push(StepMetrics {
-            requests: None,
-            step_start_ns: start,
-            step_duration_ns: span.duration,
-            schedule_ns: span.schedule,
-            batch: step.batch(),
-        });
+    let mut recorder = RunRecorder::with_steps();
+    let mut replica = Replica::new(0, scheduler, executor);
+    for (request, index) in workload.requests.iter().zip(0..) {
+        replica.push(Arrival::new(request.clone(), index));
     }
-    Ok(served)
-}
-
-fn stalled<E: std::error::Error>(now: Nanos, state: &SchedulerState<'_>) -> ServeError<E> {
-    ServeError::Stalled {
-        now,
-        num_waiting: state.num_waiting,
-        num_running: state.num_running,
-        num_free: state.kv_cache.num_free(),
-    }
+    replica.run_until(Nanos(u64::MAX), &mut recorder)?;
+    Ok(recorder.into_served(replica.num_preemptions()))
 }

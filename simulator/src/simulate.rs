@@ -1,18 +1,19 @@
 //! One simulated run: a workload served by a modelled engine.
 
-use plumbline_bundles::{Dispatch, EngineProfile, HostCost, engine_profile::ClientCosts};
+use plumbline_bundles::{Dispatch, EngineProfile};
 use plumbline_schema::{
     Deployment, HostFactorUsed, HostInfo, ModelSpec, Nanos, RequestMetrics, RequestStatus, Run, RunInfo,
-    RunKind, TokenMetrics, Workload, WorkloadRequest,
+    RunKind, TokenMetrics, Workload,
 };
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
-    residual::{ResidualSampler, Residuals},
-    scheduler::{Rejection, ScheduledStep, SchedulerError, SchedulerKind, SchedulerState, UnknownScheduler},
-    sequence::SequenceId,
-    serve::{Executor, ServeError, Served, ServedRequest, StepSpan, serve},
+    executor::SimulatedExecutor,
+    recorder::Outcome,
+    residual::Residuals,
+    scheduler::{Rejection, SchedulerError, SchedulerKind, UnknownScheduler},
+    serve::{ServeError, Served, serve},
     step_time::{StepTime, StepTimeError, StepTimeModel},
     times::{Coverage, OperatorTimes, ProvenanceTimes},
 };
@@ -132,17 +133,31 @@ pub fn simulate_with<T: OperatorTimes>(
     options: &SimulateOptions,
 ) -> Result<Simulation, SimulateError> {
     check_workload(workload)?;
-    let kind: SchedulerKind = step_time.profile().scheduler.parse().map_err(|source| {
-        SimulateError::UnknownScheduler { profile: step_time.profile().name.clone(), source }
-    })?;
-    let mut scheduler = kind.build(step_time.deployment())?;
-    let mut executor = SimulatedExecutor::new(step_time, options);
-    let served = serve(workload, scheduler.as_mut(), &mut executor).map_err(|error| match error {
-        ServeError::Executor(error) => SimulateError::StepTime(error),
-        stalled @ ServeError::Stalled { .. } => SimulateError::Stalled(stalled.to_string()),
-    })?;
-    let step_times = executor.step_times;
+    let scheduler = scheduler_of(step_time.profile())?.build(step_time.deployment())?;
+    let mut step_times = Vec::new();
+    let executor = SimulatedExecutor::new(&mut *step_time, options).keeping(&mut step_times);
+    let served = serve(workload, scheduler, executor)?;
     Ok(report(step_time, workload, options, served, step_times))
+}
+
+/// The scheduler that an engine profile names.
+///
+/// # Errors
+/// When there is none of that name.
+pub fn scheduler_of(profile: &EngineProfile) -> Result<SchedulerKind, SimulateError> {
+    profile
+        .scheduler
+        .parse()
+        .map_err(|source| SimulateError::UnknownScheduler { profile: profile.name.clone(), source })
+}
+
+impl From<ServeError<StepTimeError>> for SimulateError {
+    fn from(error: ServeError<StepTimeError>) -> Self {
+        match error {
+            ServeError::Executor(error) => Self::StepTime(error),
+            stalled @ ServeError::Stalled { .. } => Self::Stalled(stalled.to_string()),
+        }
+    }
 }
 
 fn check_workload(workload: &Workload) -> Result<(), SimulateError> {
@@ -165,93 +180,6 @@ fn check_workload(workload: &Workload) -> Result<(), SimulateError> {
     Ok(())
 }
 
-/// Runs steps by asking how long they take.
-#[derive(Debug)]
-pub struct SimulatedExecutor<'a, T> {
-    step_time: &'a mut StepTimeModel<T>,
-    schedule: HostCost,
-    client: ClientCosts,
-    host_factor: f64,
-    idle_threshold: Nanos,
-    residuals: Option<ResidualSampler>,
-    clock: Nanos,
-    last_end: Nanos,
-    /// Whether the next step comes after an idle gap; the first of a run does.
-    is_after_idle: bool,
-    step_times: Vec<StepTime>,
-}
-
-impl<'a, T: OperatorTimes> SimulatedExecutor<'a, T> {
-    /// An engine that has not run a step yet, at time 0.
-    pub fn new(step_time: &'a mut StepTimeModel<T>, options: &SimulateOptions) -> Self {
-        let profile = step_time.profile();
-        Self {
-            schedule: profile.schedule,
-            client: profile.client,
-            host_factor: profile.host_factor,
-            idle_threshold: Nanos::from_f64(profile.idle_threshold_ns),
-            residuals: match options.residuals {
-                Residuals::Drawn => Some(ResidualSampler::new(options.seed)),
-                Residuals::None => None,
-            },
-            clock: Nanos::ZERO,
-            last_end: Nanos::ZERO,
-            is_after_idle: true,
-            step_times: Vec::new(),
-            step_time,
-        }
-    }
-
-    /// What each step's time so far is made of.
-    #[must_use]
-    pub fn step_times(&self) -> &[StepTime] {
-        &self.step_times
-    }
-}
-
-impl<T: OperatorTimes> Executor for SimulatedExecutor<'_, T> {
-    type Error = StepTimeError;
-
-    fn now(&self) -> Nanos {
-        self.clock
-    }
-
-    fn wait_until(&mut self, time: Nanos) {
-        self.clock = self.clock.max(time);
-        self.is_after_idle |= self.clock.saturating_since(self.last_end) >= self.idle_threshold;
-    }
-
-    fn admit(&mut self, _id: SequenceId, request: &WorkloadRequest) -> Result<(), StepTimeError> {
-        let tokens = f64::from(request.num_prefill_tokens);
-        let cost = self.client.admit_ns + self.client.admit_per_token_ns * tokens;
-        self.clock += Nanos::from_f64(self.host_factor * cost);
-        Ok(())
-    }
-
-    fn execute(
-        &mut self,
-        step: &ScheduledStep,
-        start: Nanos,
-        _state: &SchedulerState<'_>,
-    ) -> Result<StepSpan, StepTimeError> {
-        let batch = step.shape();
-        let mut time = self.step_time.step_time(&batch, self.is_after_idle)?;
-        if let Some(sampler) = &mut self.residuals {
-            let dispatch = time.parts.dispatch;
-            time.residual = sampler.draw(dispatch, &self.step_time.costs(dispatch)?.residual_quantiles);
-        }
-        self.is_after_idle = false;
-        // At least 1 ns: whatever the residual, the clock moves.
-        let duration = Nanos::from_f64(time.total_ns()).max(Nanos(1));
-        self.last_end = start + duration;
-        let between = self.client.between_steps.at(batch.num_seqs, batch.num_tokens);
-        self.clock = self.last_end + Nanos::from_f64(self.host_factor * between);
-        self.step_times.push(time);
-        let schedule = self.host_factor * self.schedule.at(batch.num_seqs, batch.num_tokens);
-        Ok(StepSpan { duration, schedule: Nanos::from_f64(schedule).min(duration) })
-    }
-}
-
 fn report<T: OperatorTimes>(
     step_time: &StepTimeModel<T>,
     workload: &Workload,
@@ -265,11 +193,10 @@ fn report<T: OperatorTimes>(
     for time in &step_times {
         provenance += time.parts.provenance;
     }
-    let rejections: Vec<_> = workload
+    let rejections: Vec<_> = served
         .requests
         .iter()
-        .zip(&served.requests)
-        .filter_map(|(request, served)| Some((request.request_id, served.rejection?)))
+        .filter_map(|outcome| Some((outcome.request.request_id, outcome.rejection?)))
         .collect();
     let counts = SimulationCounts {
         requests: workload.requests.len(),
@@ -280,7 +207,6 @@ fn report<T: OperatorTimes>(
         piecewise_graph_steps: steps_of(Dispatch::PiecewiseGraph),
         full_graph_steps: steps_of(Dispatch::FullGraph),
     };
-    let pairs = || workload.requests.iter().zip(&served.requests);
     let run = Run {
         info: RunInfo {
             kind: RunKind::Simulated,
@@ -293,36 +219,46 @@ fn report<T: OperatorTimes>(
             host: options.host.clone(),
             host_factor: options.host_factor.clone(),
         },
-        requests: pairs().map(|(request, served)| request_metrics(request, served, &profile.name)).collect(),
-        tokens: pairs().flat_map(|(request, served)| token_metrics(request.request_id, served)).collect(),
+        requests: served.requests.iter().map(|outcome| request_metrics(outcome, &profile.name)).collect(),
+        tokens: served
+            .requests
+            .iter()
+            .flat_map(|outcome| token_metrics(outcome, &served.step_ends))
+            .collect(),
         steps: served.steps,
     };
     Simulation { run, step_times, coverage: provenance.shares(), counts, rejections }
 }
 
-fn request_metrics(request: &WorkloadRequest, served: &ServedRequest, backend: &str) -> RequestMetrics {
-    let first = served.token_times.first().copied();
+/// The row of `request_metrics.csv`.
+#[must_use]
+pub fn request_metrics(outcome: &Outcome, backend: &str) -> RequestMetrics {
+    let request = &outcome.request;
     RequestMetrics {
         request_id: request.request_id,
         arrival_time_ns: request.arrival_time_ns,
-        admitted_time_ns: served.admitted,
-        first_token_time_ns: first,
-        ttft_ns: first.map(|time| time.saturating_since(request.arrival_time_ns)),
-        completion_time_ns: served.token_times.last().copied(),
+        admitted_time_ns: outcome.admitted,
+        first_token_time_ns: outcome.first_token,
+        ttft_ns: outcome.ttft(),
+        completion_time_ns: outcome.last_token,
         num_prefill_tokens: request.num_prefill_tokens,
         num_decode_tokens: request.num_decode_tokens,
-        num_decode_tokens_actual: served.token_times.len() as u32,
-        status: if served.rejection.is_some() { RequestStatus::Rejected } else { RequestStatus::Ok },
+        num_decode_tokens_actual: outcome.num_tokens,
+        status: if outcome.rejection.is_some() { RequestStatus::Rejected } else { RequestStatus::Ok },
         backend: backend.to_owned(),
     }
 }
 
-fn token_metrics(request_id: u64, served: &ServedRequest) -> impl Iterator<Item = TokenMetrics> {
-    let times = &served.token_times;
-    times.iter().enumerate().map(move |(index, &time)| TokenMetrics {
-        request_id,
-        token_index: index as u32,
-        token_time_ns: time,
-        token_latency_ns: if index == 0 { Nanos::ZERO } else { time.saturating_since(times[index - 1]) },
+/// The rows of `token_metrics.csv`, from when each of the replica's steps ended.
+pub fn token_metrics<'a>(
+    outcome: &'a Outcome,
+    step_ends: &'a [Nanos],
+) -> impl Iterator<Item = TokenMetrics> + 'a {
+    let mut last = None;
+    outcome.token_steps.iter().zip(0..).map(move |(step, token_index)| {
+        let token_time_ns = step_ends[step as usize];
+        let before = last.replace(token_time_ns).unwrap_or(token_time_ns);
+        let token_latency_ns = token_time_ns.saturating_since(before);
+        TokenMetrics { request_id: outcome.request.request_id, token_index, token_time_ns, token_latency_ns }
     })
 }

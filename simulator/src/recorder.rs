@@ -1,0 +1,219 @@
+//! What is kept of a simulation while it runs: everything, the rows of files, or sums alone.
+
+use plumbline_schema::{Nanos, StepMetrics, StepRequests, WorkloadRequest};
+
+use crate::{
+    replica::RequestIds,
+    scheduler::{Rejection, ScheduledStep, SchedulerState},
+    serve::{Served, StepSpan},
+};
+
+/// What became of one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its number in order of arrival in the whole simulation.
+    pub index: u64,
+    /// The replica that served or rejected it.
+    pub replica: u32,
+    /// The request.
+    pub request: WorkloadRequest,
+    /// When it had been taken in; `None` when it was rejected.
+    pub admitted: Option<Nanos>,
+    /// When the first step with a part of it began.
+    pub first_scheduled: Option<Nanos>,
+    /// When its first token was out.
+    pub first_token: Option<Nanos>,
+    /// When its last token was out.
+    pub last_token: Option<Nanos>,
+    /// Sum of the durations of the steps that it had a part in.
+    pub executed: Nanos,
+    /// Output tokens.
+    pub num_tokens: u32,
+    /// How often it lost its blocks.
+    pub num_preemptions: u32,
+    /// The steps that made its tokens.
+    pub token_steps: TokenSteps,
+    /// Why it was rejected.
+    pub rejection: Option<Rejection>,
+}
+
+impl Outcome {
+    /// A request that could never be served.
+    #[must_use]
+    pub fn rejected(index: u64, replica: u32, request: WorkloadRequest, rejection: Rejection) -> Self {
+        Self { index, replica, request, rejection: Some(rejection), ..Self::default() }
+    }
+
+    /// From arrival to the first token.
+    #[must_use]
+    pub fn ttft(&self) -> Option<Nanos> {
+        Some(self.first_token?.saturating_since(self.request.arrival_time_ns))
+    }
+
+    /// From arrival to the last token.
+    #[must_use]
+    pub fn e2e(&self) -> Option<Nanos> {
+        Some(self.last_token?.saturating_since(self.request.arrival_time_ns))
+    }
+
+    /// Mean time of a token after the first, ns; `None` for a single token.
+    #[must_use]
+    pub fn tpot_ns(&self) -> Option<f64> {
+        let span = self.last_token?.saturating_since(self.first_token?);
+        (self.num_tokens > 1).then(|| span.0 as f64 / f64::from(self.num_tokens - 1))
+    }
+}
+
+/// The steps, by number, that each made one token of a request: runs of consecutive ones.
+///
+/// A token's time is the end of its step, so that one number a step and two a run keep the times of all tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenSteps {
+    // Most requests have one run, which then needs no memory of its own.
+    last: (u32, u32),
+    earlier: Vec<(u32, u32)>,
+}
+
+impl TokenSteps {
+    /// Adds a token of each of `count` consecutive steps.
+    pub fn push(&mut self, first_step: u32, count: u32) {
+        let (first, length) = self.last;
+        if length == 0 {
+            self.last = (first_step, count);
+        } else if first + length == first_step {
+            self.last.1 += count;
+        } else {
+            self.earlier.push(self.last);
+            self.last = (first_step, count);
+        }
+    }
+
+    /// The step of each token, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.earlier
+            .iter()
+            .chain(std::iter::once(&self.last))
+            .flat_map(|&(first, count)| (first..).take(count as usize))
+    }
+}
+
+/// A step that was launched.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRecord<'a> {
+    /// The replica.
+    pub replica: u32,
+    /// The step's number in its replica, from 0.
+    pub number: u32,
+    /// When its forming began.
+    pub start: Nanos,
+    /// The scheduler's part of its time.
+    pub schedule: Nanos,
+    /// Where the scheduler's sequences stand, this step included.
+    pub state: SchedulerState<'a>,
+}
+
+/// Keeps what it wants of what a replica does.
+///
+/// Of one replica, steps come in order of their numbers, and their ends too.
+pub trait Recorder {
+    /// Whether every step is wanted with its batch; without, stretches of decodes are run and told by
+    /// [`Self::decode_step`] alone.
+    fn wants_batches(&self) -> bool;
+
+    /// A step was launched.
+    fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>);
+
+    /// A launched step's tokens were out at `end`.
+    fn step_end(&mut self, replica: u32, number: u32, end: Nanos);
+
+    /// A step of `num_seqs` decodes and nothing else was run.
+    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32);
+
+    /// `count` tokens came `gap` after the token before of their request.
+    fn gaps(&mut self, gap: Nanos, count: u32);
+
+    /// A request left: done or rejected.
+    fn request(&mut self, outcome: Outcome);
+}
+
+/// Keeps a single replica's run in memory: requests, when each step ended, and on demand the steps.
+#[derive(Clone, Debug, Default)]
+pub struct RunRecorder {
+    keeps_steps: bool,
+    outcomes: Vec<Outcome>,
+    steps: Vec<StepMetrics>,
+    step_ends: Vec<Nanos>,
+}
+
+impl RunRecorder {
+    /// Keeps every request and the time of every token.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps every step with its batch, too.
+    #[must_use]
+    pub fn with_steps() -> Self {
+        Self { keeps_steps: true, ..Self::default() }
+    }
+
+    /// What was kept, requests in order of arrival.
+    #[must_use]
+    pub fn into_served(mut self, num_preemptions: u64) -> Served {
+        self.outcomes.sort_unstable_by_key(|outcome| outcome.index);
+        Served { requests: self.outcomes, steps: self.steps, step_ends: self.step_ends, num_preemptions }
+    }
+}
+
+impl Recorder for RunRecorder {
+    fn wants_batches(&self) -> bool {
+        self.keeps_steps
+    }
+
+    fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, _requests: &RequestIds<'_>) {
+        if self.keeps_steps {
+            self.steps.push(StepMetrics {
+                step_start_ns: record.start,
+                step_duration_ns: Nanos::ZERO,
+                schedule_ns: record.schedule,
+                batch: step.batch(),
+                requests: None,
+            });
+        }
+    }
+
+    fn step_end(&mut self, _replica: u32, number: u32, end: Nanos) {
+        self.step_ends.push(end);
+        if let Some(step) = self.steps.get_mut(number as usize) {
+            step.step_duration_ns = end.saturating_since(step.step_start_ns);
+        }
+    }
+
+    fn decode_step(&mut self, _replica: u32, _number: u32, start: Nanos, span: &StepSpan, _num_seqs: u32) {
+        self.step_ends.push(start + span.duration);
+    }
+
+    fn gaps(&mut self, _gap: Nanos, _count: u32) {}
+
+    fn request(&mut self, outcome: Outcome) {
+        self.outcomes.push(outcome);
+    }
+}
+
+/// The requests of a step, for the columns that name them.
+#[must_use]
+pub fn step_requests(
+    step: &ScheduledStep,
+    state: &SchedulerState<'_>,
+    requests: &RequestIds<'_>,
+) -> StepRequests {
+    let mut record = StepRequests { free_blocks: Some(state.kv_cache.num_free()), ..StepRequests::default() };
+    for s in &step.sequences {
+        let ids = if s.is_decode { &mut record.decode_request_ids } else { &mut record.prefill_request_ids };
+        ids.push(requests.of(s.id));
+    }
+    record.preempted_request_ids = step.preempted.iter().map(|&id| requests.of(id)).collect();
+    record.preempted_request_ids.sort_unstable();
+    record
+}

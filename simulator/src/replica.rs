@@ -1,0 +1,427 @@
+//! One replica: a scheduler and what runs its steps, moved forward in time as far as is asked.
+
+use std::{collections::VecDeque, mem};
+
+use plumbline_schema::{Nanos, WorkloadRequest};
+
+use crate::{
+    recorder::{Outcome, Recorder, StepRecord, TokenSteps},
+    scheduler::{ScheduledStep, Scheduler},
+    sequence::SequenceId,
+    serve::{Executor, ServeError},
+};
+
+/// A request on its way into a replica.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The request.
+    pub request: WorkloadRequest,
+    /// Its number in order of arrival in the whole simulation.
+    pub index: u64,
+    /// When the replica can first know of it; its arrival, or later where something else has to happen first.
+    pub ready: Nanos,
+    /// Prompt tokens whose keys and values come with it.
+    pub num_transferred_tokens: u32,
+}
+
+impl Arrival {
+    /// A request that a replica learns of when it arrives.
+    #[must_use]
+    pub fn new(request: WorkloadRequest, index: u64) -> Self {
+        Self { ready: request.arrival_time_ns, request, index, num_transferred_tokens: 0 }
+    }
+}
+
+/// A request that left a replica, as others (a router, a client) learn of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Its number in order of arrival in the whole simulation.
+    pub index: u64,
+    /// The request.
+    pub request_id: u64,
+    /// When its last token was out, or it was rejected.
+    pub time: Nanos,
+    /// Whether it was rejected.
+    pub is_rejected: bool,
+}
+
+/// What a replica did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaCounts {
+    /// Steps formed.
+    pub steps: u64,
+    /// Sequences of all steps.
+    pub step_seqs: u64,
+    /// Tokens computed, padding aside.
+    pub step_tokens: u64,
+    /// Output tokens.
+    pub output_tokens: u64,
+    /// Requests that got all their tokens.
+    pub finished: u64,
+    /// Requests that could never be served.
+    pub rejected: u64,
+    /// How often a sequence lost its blocks.
+    pub preemptions: u64,
+}
+
+/// A scheduler and what runs its steps.
+///
+/// Each iteration reads the clock once and takes in every request that it can know of by then; one that comes while
+/// others are taken in, or during a step, waits for the next iteration. With nothing to do it waits.
+///
+/// Stretches of steps that change nothing but context lengths are run without asking the scheduler for each, where
+/// the executor and the recorder can do without; the result is the same.
+pub struct Replica<E> {
+    number: u32,
+    scheduler: Box<dyn Scheduler>,
+    executor: E,
+    inbox: VecDeque<Arrival>,
+    in_flight: VecDeque<InFlight>,
+    /// The oldest step, being waited for: its tokens are out at the time.
+    finishing: Option<(InFlight, Nanos)>,
+    /// No step can be formed before one in flight is complete.
+    is_blocked: bool,
+    spare_steps: Vec<ScheduledStep>,
+    /// By [`SequenceId`].
+    progress: Vec<Progress>,
+    finished: Vec<SequenceId>,
+    departures: Vec<Departure>,
+    counts: ReplicaCounts,
+}
+
+struct InFlight {
+    number: u32,
+    start: Nanos,
+    step: ScheduledStep,
+}
+
+/// How far an unfinished request is.
+struct Progress {
+    index: u64,
+    request: WorkloadRequest,
+    admitted: Nanos,
+    first_scheduled: Option<Nanos>,
+    first_token: Nanos,
+    last_token: Nanos,
+    /// Sum of the durations of the steps that it had a part in.
+    executed: Nanos,
+    num_tokens: u32,
+    num_preemptions: u32,
+    token_steps: TokenSteps,
+}
+
+impl<E: Executor> Replica<E> {
+    /// An idle replica.
+    #[must_use]
+    pub fn new(number: u32, scheduler: Box<dyn Scheduler>, executor: E) -> Self {
+        Self {
+            number,
+            scheduler,
+            executor,
+            inbox: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            finishing: None,
+            is_blocked: false,
+            spare_steps: Vec::new(),
+            progress: Vec::new(),
+            finished: Vec::new(),
+            departures: Vec::new(),
+            counts: ReplicaCounts::default(),
+        }
+    }
+
+    /// Sends a request; those sent before are ready no later.
+    pub fn push(&mut self, arrival: Arrival) {
+        debug_assert!(self.inbox.back().is_none_or(|last| last.ready <= arrival.ready));
+        self.inbox.push_back(arrival);
+    }
+
+    /// Requests sent and not yet done or rejected.
+    #[must_use]
+    pub fn num_outstanding(&self) -> usize {
+        self.inbox.len() + self.scheduler.state().num_unfinished()
+    }
+
+    /// Its scheduler.
+    #[must_use]
+    pub fn scheduler(&self) -> &dyn Scheduler {
+        &*self.scheduler
+    }
+
+    /// What runs its steps.
+    #[must_use]
+    pub fn executor(&self) -> &E {
+        &self.executor
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn counts(&self) -> ReplicaCounts {
+        self.counts
+    }
+
+    /// How often a sequence lost its blocks.
+    #[must_use]
+    pub fn num_preemptions(&self) -> u64 {
+        self.counts.preemptions
+    }
+
+    /// Requests that left since this was last asked, in order of time.
+    pub fn departures(&mut self) -> std::vec::Drain<'_, Departure> {
+        self.departures.drain(..)
+    }
+
+    /// When it does something next, if nothing more is sent; `None` when it has nothing to do.
+    #[must_use]
+    pub fn next_time(&self) -> Option<Nanos> {
+        if let Some((_, end)) = &self.finishing {
+            return Some(*end);
+        }
+        let now = self.executor.now();
+        if self.scheduler.state().num_unfinished() > 0 {
+            return Some(now);
+        }
+        self.inbox.front().map(|arrival| arrival.ready.max(now))
+    }
+
+    /// Does everything that happens before `horizon`.
+    ///
+    /// # Errors
+    /// When the executor fails, or the scheduler has work and forms no step.
+    pub fn run_until<R: Recorder>(
+        &mut self,
+        horizon: Nanos,
+        recorder: &mut R,
+    ) -> Result<(), ServeError<E::Error>> {
+        loop {
+            if let Some((_, end)) = &self.finishing {
+                if *end >= horizon {
+                    return Ok(());
+                }
+                self.complete(recorder);
+            }
+            let now = self.executor.now();
+            if now >= horizon {
+                return Ok(());
+            }
+            self.take_in(now, recorder)?;
+            if self.scheduler.state().num_unfinished() == 0 {
+                let Some(next) = self.inbox.front() else { return Ok(()) };
+                if next.ready >= horizon {
+                    return Ok(());
+                }
+                self.executor.wait_until(next.ready);
+                continue;
+            }
+            if !recorder.wants_batches() && self.in_flight.is_empty() && self.decode_on(horizon, recorder)? {
+                continue;
+            }
+            if self.is_blocked || !self.launch(recorder)? || self.in_flight.len() >= self.executor.depth() {
+                let Some(oldest) = self.in_flight.pop_front() else {
+                    return Err(ServeError::stalled(now, &self.scheduler.state()));
+                };
+                let end = self.executor.finish().map_err(ServeError::Executor)?;
+                self.finishing = Some((oldest, end));
+            }
+        }
+    }
+
+    /// Gives the scheduler what has come by `now`.
+    fn take_in<R: Recorder>(&mut self, now: Nanos, recorder: &mut R) -> Result<(), ServeError<E::Error>> {
+        while self.inbox.front().is_some_and(|arrival| arrival.ready <= now) {
+            let Some(Arrival { request, index, num_transferred_tokens, .. }) = self.inbox.pop_front() else {
+                break;
+            };
+            let added = match num_transferred_tokens {
+                0 => self.scheduler.add(&request),
+                num_tokens => self.scheduler.add_transferred(&request, num_tokens),
+            };
+            match added {
+                Ok(id) => {
+                    self.executor.admit(id, &request).map_err(ServeError::Executor)?;
+                    let progress = Progress::new(index, request, self.executor.now());
+                    match self.progress.get_mut(id.index()) {
+                        Some(slot) => *slot = progress,
+                        None => self.progress.push(progress),
+                    }
+                }
+                Err(rejection) => {
+                    self.counts.rejected += 1;
+                    let request_id = request.request_id;
+                    self.departures.push(Departure { index, request_id, time: now, is_rejected: true });
+                    recorder.request(Outcome::rejected(index, self.number, request, rejection));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forms and launches a step; false when there is none to form.
+    fn launch<R: Recorder>(&mut self, recorder: &mut R) -> Result<bool, ServeError<E::Error>> {
+        let mut step = self.spare_steps.pop().unwrap_or_default();
+        let start = self.executor.now();
+        self.scheduler.schedule(&mut step);
+        if step.is_empty() {
+            self.spare_steps.push(step);
+            self.is_blocked = true;
+            return Ok(false);
+        }
+        let state = self.scheduler.state();
+        let schedule = self.executor.launch(&step, start, &state).map_err(ServeError::Executor)?;
+        let number = self.counts.steps as u32;
+        self.counts.steps += 1;
+        self.counts.step_seqs += step.sequences.len() as u64;
+        self.counts.preemptions += step.preempted.len() as u64;
+        for s in &step.sequences {
+            self.counts.step_tokens += u64::from(s.num_tokens);
+            let progress = &mut self.progress[s.id.index()];
+            progress.first_scheduled.get_or_insert(start);
+        }
+        for id in &step.preempted {
+            self.progress[id.index()].num_preemptions += 1;
+        }
+        let requests = RequestIds(&self.progress);
+        recorder.step(&StepRecord { replica: self.number, number, start, schedule, state }, &step, &requests);
+        self.in_flight.push_back(InFlight { number, start, step });
+        Ok(true)
+    }
+
+    /// Hands out the tokens of the step being waited for.
+    fn complete<R: Recorder>(&mut self, recorder: &mut R) {
+        let Some((InFlight { number, start, step }, end)) = self.finishing.take() else { return };
+        let duration = end.saturating_since(start);
+        recorder.step_end(self.number, number, end);
+        for s in &step.sequences {
+            let progress = &mut self.progress[s.id.index()];
+            progress.executed += duration;
+            if s.samples {
+                self.counts.output_tokens += 1;
+                if progress.num_tokens == 0 {
+                    progress.first_token = end;
+                } else {
+                    recorder.gaps(end.saturating_since(progress.last_token), 1);
+                }
+                progress.tokens(number, 1, end);
+            }
+        }
+        self.scheduler.complete(&step, &mut self.finished);
+        for id in &self.finished {
+            let progress = mem::take(&mut self.progress[id.index()]);
+            self.counts.finished += 1;
+            let (index, request_id) = (progress.index, progress.request.request_id);
+            self.departures.push(Departure { index, request_id, time: end, is_rejected: false });
+            recorder.request(progress.outcome(self.number));
+        }
+        self.is_blocked = false;
+        self.spare_steps.push(step);
+    }
+
+    /// Runs the steps that the scheduler promises to be decodes of the same sequences, up to what comes in or
+    /// `horizon`; false when there are none.
+    fn decode_on<R: Recorder>(
+        &mut self,
+        horizon: Nanos,
+        recorder: &mut R,
+    ) -> Result<bool, ServeError<E::Error>> {
+        let Some(steady) = self.scheduler.steady() else { return Ok(false) };
+        let bound = self.inbox.front().map_or(horizon, |arrival| arrival.ready.min(horizon));
+        let num_seqs = steady.load.num_decode_seqs;
+        let first_number = self.counts.steps as u32;
+        let first_start = self.executor.now();
+        let (mut load, mut start, mut end) = (steady.load, first_start, Nanos::ZERO);
+        let (mut done, mut executed) = (0, Nanos::ZERO);
+        while done < steady.num_steps && start < bound {
+            let span = self.executor.decode(&load, start).map_err(ServeError::Executor)?;
+            let Some(span) = span else { break };
+            let last_end = mem::replace(&mut end, start + span.duration);
+            recorder.decode_step(self.number, first_number + done, start, &span, num_seqs);
+            if done > 0 {
+                recorder.gaps(end.saturating_since(last_end), num_seqs);
+            } else {
+                for id in self.scheduler.running() {
+                    let last_token = self.progress[id.index()].last_token;
+                    recorder.gaps(end.saturating_since(last_token), 1);
+                }
+            }
+            executed += span.duration;
+            load.decode_kv_tokens += u64::from(num_seqs);
+            load.max_decode_kv_tokens += 1;
+            done += 1;
+            start = self.executor.now();
+        }
+        if done == 0 {
+            return Ok(false);
+        }
+        self.scheduler.advance(done);
+        for id in self.scheduler.running() {
+            let progress = &mut self.progress[id.index()];
+            progress.executed += executed;
+            progress.tokens(first_number, done, end);
+        }
+        let tokens = u64::from(done) * u64::from(num_seqs);
+        self.counts.steps += u64::from(done);
+        self.counts.step_seqs += tokens;
+        self.counts.step_tokens += tokens;
+        self.counts.output_tokens += tokens;
+        Ok(true)
+    }
+}
+
+impl Progress {
+    fn new(index: u64, request: WorkloadRequest, admitted: Nanos) -> Self {
+        Self { index, request, admitted, ..Self::default() }
+    }
+
+    /// Accounts for a token in each of `count` consecutive steps, the last of which ended at `end`.
+    fn tokens(&mut self, first_step: u32, count: u32, end: Nanos) {
+        self.num_tokens += count;
+        self.last_token = end;
+        self.token_steps.push(first_step, count);
+    }
+
+    fn outcome(self, replica: u32) -> Outcome {
+        let has_token = self.num_tokens > 0;
+        Outcome {
+            index: self.index,
+            replica,
+            request: self.request,
+            admitted: Some(self.admitted),
+            first_scheduled: self.first_scheduled,
+            first_token: has_token.then_some(self.first_token),
+            last_token: has_token.then_some(self.last_token),
+            executed: self.executed,
+            num_tokens: self.num_tokens,
+            num_preemptions: self.num_preemptions,
+            token_steps: self.token_steps,
+            rejection: None,
+        }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            index: 0,
+            request: WorkloadRequest::default(),
+            admitted: Nanos::ZERO,
+            first_scheduled: None,
+            first_token: Nanos::ZERO,
+            last_token: Nanos::ZERO,
+            executed: Nanos::ZERO,
+            num_tokens: 0,
+            num_preemptions: 0,
+            token_steps: TokenSteps::default(),
+        }
+    }
+}
+
+/// The requests behind a replica's sequences.
+pub struct RequestIds<'a>(&'a [Progress]);
+
+impl RequestIds<'_> {
+    /// The request of an unfinished sequence.
+    #[must_use]
+    pub fn of(&self, id: SequenceId) -> u64 {
+        self.0[id.index()].request.request_id
+    }
+}
