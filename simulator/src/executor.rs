@@ -152,6 +152,12 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
         self.busy
     }
 
+    /// When its last step ended.
+    #[must_use]
+    pub fn last_end(&self) -> Nanos {
+        self.last_end
+    }
+
     /// The time of a step that begins now, its scatter drawn.
     fn step_time(&mut self, batch: &BatchShape) -> Result<StepTime, StepTimeError> {
         let is_after_idle = self.is_after_idle;

@@ -6,8 +6,10 @@
 //! [`mod@replay`] asks whether a scheduler forms the batches that a real engine formed.
 
 pub mod arrival;
+pub mod cluster;
 pub mod executor;
 pub mod kv_cache;
+pub mod prefix;
 pub mod recorder;
 pub mod replay;
 pub mod replica;

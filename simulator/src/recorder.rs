@@ -136,13 +136,21 @@ pub trait Recorder {
     fn request(&mut self, outcome: Outcome);
 }
 
-/// Keeps a single replica's run in memory: requests, when each step ended, and on demand the steps.
+/// Keeps a run in memory: requests, when each step ended, and on demand the steps.
 #[derive(Clone, Debug, Default)]
 pub struct RunRecorder {
     keeps_steps: bool,
     outcomes: Vec<Outcome>,
-    steps: Vec<StepMetrics>,
-    step_ends: Vec<Nanos>,
+    replicas: Vec<ReplicaLog>,
+}
+
+/// The steps of one replica, in order of their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaLog {
+    /// The steps, where they were kept.
+    pub steps: Vec<StepMetrics>,
+    /// When each step's tokens were out.
+    pub step_ends: Vec<Nanos>,
 }
 
 impl RunRecorder {
@@ -160,9 +168,17 @@ impl RunRecorder {
 
     /// What was kept, requests in order of arrival.
     #[must_use]
-    pub fn into_served(mut self, num_preemptions: u64) -> Served {
+    pub fn into_served(mut self) -> Served {
         self.outcomes.sort_unstable_by_key(|outcome| outcome.index);
-        Served { requests: self.outcomes, steps: self.steps, step_ends: self.step_ends, num_preemptions }
+        Served { requests: self.outcomes, replicas: self.replicas }
+    }
+
+    fn log(&mut self, replica: u32) -> &mut ReplicaLog {
+        let replica = replica as usize;
+        if self.replicas.len() <= replica {
+            self.replicas.resize_with(replica + 1, ReplicaLog::default);
+        }
+        &mut self.replicas[replica]
     }
 }
 
@@ -173,7 +189,7 @@ impl Recorder for RunRecorder {
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, _requests: &RequestIds<'_>) {
         if self.keeps_steps {
-            self.steps.push(StepMetrics {
+            self.log(record.replica).steps.push(StepMetrics {
                 step_start_ns: record.start,
                 step_duration_ns: Nanos::ZERO,
                 schedule_ns: record.schedule,
@@ -183,15 +199,16 @@ impl Recorder for RunRecorder {
         }
     }
 
-    fn step_end(&mut self, _replica: u32, number: u32, end: Nanos) {
-        self.step_ends.push(end);
-        if let Some(step) = self.steps.get_mut(number as usize) {
+    fn step_end(&mut self, replica: u32, number: u32, end: Nanos) {
+        let log = self.log(replica);
+        log.step_ends.push(end);
+        if let Some(step) = log.steps.get_mut(number as usize) {
             step.step_duration_ns = end.saturating_since(step.step_start_ns);
         }
     }
 
-    fn decode_step(&mut self, _replica: u32, _number: u32, start: Nanos, span: &StepSpan, _num_seqs: u32) {
-        self.step_ends.push(start + span.duration);
+    fn decode_step(&mut self, replica: u32, _number: u32, start: Nanos, span: &StepSpan, _num_seqs: u32) {
+        self.log(replica).step_ends.push(start + span.duration);
     }
 
     fn gaps(&mut self, _gap: Nanos, _count: u32) {}

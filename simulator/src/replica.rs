@@ -86,6 +86,7 @@ pub struct Replica<E> {
     progress: Vec<Progress>,
     finished: Vec<SequenceId>,
     departures: Vec<Departure>,
+    pauses_at_departures: bool,
     counts: ReplicaCounts,
 }
 
@@ -126,6 +127,7 @@ impl<E: Executor> Replica<E> {
             progress: Vec::new(),
             finished: Vec::new(),
             departures: Vec::new(),
+            pauses_at_departures: false,
             counts: ReplicaCounts::default(),
         }
     }
@@ -160,10 +162,10 @@ impl<E: Executor> Replica<E> {
         self.counts
     }
 
-    /// How often a sequence lost its blocks.
-    #[must_use]
-    pub fn num_preemptions(&self) -> u64 {
-        self.counts.preemptions
+    /// From now on [`Self::run_until`] returns when a request leaves, so that what this makes happen elsewhere can
+    /// reach it in time.
+    pub fn pause_at_departures(&mut self) {
+        self.pauses_at_departures = true;
     }
 
     /// Requests that left since this was last asked, in order of time.
@@ -200,11 +202,17 @@ impl<E: Executor> Replica<E> {
                 }
                 self.complete(recorder);
             }
+            if self.pauses_at_departures && !self.departures.is_empty() {
+                return Ok(());
+            }
             let now = self.executor.now();
             if now >= horizon {
                 return Ok(());
             }
             self.take_in(now, recorder)?;
+            if self.pauses_at_departures && !self.departures.is_empty() {
+                return Ok(());
+            }
             if self.scheduler.state().num_unfinished() == 0 {
                 let Some(next) = self.inbox.front() else { return Ok(()) };
                 if next.ready >= horizon {

@@ -3,11 +3,11 @@
 //! The loop does not know whether time is simulated: an executor moves the clock or reads it, and either models a
 //! step or runs it.
 
-use plumbline_schema::{AttentionLoad, Nanos, StepMetrics, Workload, WorkloadRequest};
+use plumbline_schema::{AttentionLoad, Nanos, Workload, WorkloadRequest};
 use thiserror::Error;
 
 use crate::{
-    recorder::{Outcome, RunRecorder},
+    recorder::{Outcome, ReplicaLog, RunRecorder},
     replica::{Arrival, Replica},
     scheduler::{ScheduledStep, Scheduler, SchedulerState},
     sequence::SequenceId,
@@ -151,12 +151,16 @@ impl<E: std::error::Error> ServeError<E> {
 pub struct Served {
     /// What became of each request, in the workload's order.
     pub requests: Vec<Outcome>,
-    /// In order of time.
-    pub steps: Vec<StepMetrics>,
-    /// When each step's tokens were out, in the order of `steps`.
-    pub step_ends: Vec<Nanos>,
+    /// What each replica did.
+    pub replicas: Vec<ReplicaLog>,
+}
+
+impl Served {
     /// How often a sequence lost its blocks.
-    pub num_preemptions: u64,
+    #[must_use]
+    pub fn num_preemptions(&self) -> u64 {
+        self.requests.iter().map(|outcome| u64::from(outcome.num_preemptions)).sum()
+    }
 }
 
 /// Serves a workload, in its order of arrival, until every request is done or rejected; see [`Replica`].
@@ -174,5 +178,5 @@ pub fn serve<E: Executor>(
         replica.push(Arrival::new(request.clone(), index));
     }
     replica.run_until(Nanos(u64::MAX), &mut recorder)?;
-    Ok(recorder.into_served(replica.num_preemptions()))
+    Ok(recorder.into_served())
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
+    cluster::ClusterError,
     executor::SimulatedExecutor,
     recorder::Outcome,
     residual::Residuals,
@@ -86,6 +87,9 @@ pub enum SimulateError {
     /// The scheduler cannot serve the deployment.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
+    /// The replicas make no cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A step's time cannot be told.
     #[error(transparent)]
     StepTime(#[from] StepTimeError),
@@ -202,11 +206,13 @@ fn report<T: OperatorTimes>(
         requests: workload.requests.len(),
         finished: workload.requests.len() - rejections.len(),
         rejected: rejections.len(),
-        preemptions: served.num_preemptions,
+        preemptions: served.num_preemptions(),
         eager_steps: steps_of(Dispatch::Eager),
         piecewise_graph_steps: steps_of(Dispatch::PiecewiseGraph),
         full_graph_steps: steps_of(Dispatch::FullGraph),
     };
+    let Served { requests, mut replicas } = served;
+    let log = replicas.pop().unwrap_or_default();
     let run = Run {
         info: RunInfo {
             kind: RunKind::Simulated,
@@ -219,13 +225,9 @@ fn report<T: OperatorTimes>(
             host: options.host.clone(),
             host_factor: options.host_factor.clone(),
         },
-        requests: served.requests.iter().map(|outcome| request_metrics(outcome, &profile.name)).collect(),
-        tokens: served
-            .requests
-            .iter()
-            .flat_map(|outcome| token_metrics(outcome, &served.step_ends))
-            .collect(),
-        steps: served.steps,
+        requests: requests.iter().map(|outcome| request_metrics(outcome, &profile.name)).collect(),
+        tokens: requests.iter().flat_map(|outcome| token_metrics(outcome, &log.step_ends)).collect(),
+        steps: log.steps,
     };
     Simulation { run, step_times, coverage: provenance.shares(), counts, rejections }
 }
