@@ -13,7 +13,7 @@ use crate::{
     simulate::SimulateOptions,
     step_time::{
         StepTime, StepTimeError, StepTimeModel,
-        pipeline::{Launched, Pipeline, StageTime, StepParts},
+        pipeline::{Launched, Pipeline, StepParts},
     },
     times::OperatorTimes,
 };
@@ -53,7 +53,6 @@ pub struct SimulatedExecutor<'a, M> {
     costs: EngineCosts,
     residuals: Option<Scatter>,
     depth: usize,
-    num_stages: usize,
     /// Used with more than one step in flight.
     pipeline: Pipeline,
     clock: Nanos,
@@ -128,7 +127,6 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
             residuals: (options.residuals == Residuals::Drawn)
                 .then(|| Scatter { sampler: sampler(), quantiles }),
             depth,
-            num_stages: stages,
             pipeline: Pipeline::new(stages),
             clock: Nanos::ZERO,
             last_end: Nanos::ZERO,
@@ -188,14 +186,11 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
     /// Launches a step behind others: the host goes on when it has launched it.
     fn launch_behind(&mut self, batch: &BatchShape, start: Nanos) -> Result<Launched, StepTimeError> {
         let time = self.step_time(batch)?;
-        let Self { model, pipeline, num_stages, .. } = self;
+        let Self { model, pipeline, .. } = self;
         let launched = model.lend(|model| {
-            let one = [StageTime { gpu_ns: time.gpu_ns, launch_ns: time.launch_ns * time.residual }];
-            debug_assert_eq!(*num_stages, 1);
-            let stages = &one[..];
             let parts = StepParts {
                 host_pre_ns: time.host_pre_ns * time.residual,
-                stages,
+                stages: model.stage_times(&time)?,
                 host_post_ns: time.host_post_ns * time.residual,
             };
             Ok::<_, StepTimeError>(pipeline.launch(start, &parts))

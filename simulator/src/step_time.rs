@@ -1,19 +1,24 @@
 //! How long a step takes: the operators' GPU time and the engine's host time, joined by the dispatch.
 
-use std::collections::HashMap;
-
 use plumbline_bundles::{
-    Dispatch, DispatchCosts, EngineProfile, PredictError, engine_profile::OperatorScales,
+    Dispatch, DispatchCosts, EngineProfile, PredictError, Prediction, engine_profile::OperatorScales,
 };
 use plumbline_schema::{
     BatchShape, Deployment, EngineMode, Heads, ModelSpec, Operator, OperatorShape,
-    forward::{self, ParallelismError, forward_pass},
+    forward::{self, ParallelismError, Stage, stage_pass},
 };
 use thiserror::Error;
 
 use crate::times::{OperatorTimes, ProvenanceTimes};
 
+mod linear;
 pub mod pipeline;
+pub mod timer;
+pub mod usage;
+
+use linear::{LinearTable, LinearTimes, PricedCall, StageLinear};
+use pipeline::StageTime;
+use usage::Used;
 
 /// Why a step's time cannot be told.
 #[derive(Debug, Error)]
@@ -22,10 +27,14 @@ pub enum StepTimeError {
     #[error(transparent)]
     Parallelism(#[from] ParallelismError),
     /// Several GPUs are asked for, and nothing says what their exchange costs.
-    #[error("tensor_parallel_size = {tensor_parallel_size} needs times of collectives: {source}")]
+    #[error(
+        "tensor_parallel_size = {tensor_parallel_size} and pipeline_parallel_size = {pipeline_parallel_size} need times of collectives: {source}"
+    )]
     NoCollectives {
         /// GPUs that share a layer.
         tensor_parallel_size: u32,
+        /// Stages of layers.
+        pipeline_parallel_size: u32,
         /// Why there is no time.
         #[source]
         source: PredictError,
@@ -33,6 +42,9 @@ pub enum StepTimeError {
     /// An operator has no time.
     #[error(transparent)]
     Predict(#[from] PredictError),
+    /// An engine runs no step with nothing in it.
+    #[error("expected a batch with a prefill chunk or a decode, found an empty one")]
+    EmptyBatch,
     /// The profile was not fitted on any step of this kind.
     #[error("engine profile `{profile}` has no costs of {dispatch} steps, which this deployment forms", dispatch = dispatch.name())]
     MissingDispatch {
@@ -62,6 +74,8 @@ pub struct GpuParts {
     pub dispatch: Dispatch,
     /// Tokens through the linear layers, padded to the captured size.
     pub num_tokens: u32,
+    /// Sequences.
+    pub num_seqs: u32,
     /// Whether the batch has no prefill chunk.
     pub is_decode_only: bool,
     /// Matrix products, ns.
@@ -70,9 +84,9 @@ pub struct GpuParts {
     pub prefill_attention_ns: f64,
     /// Attention of a batch of decodes alone, ns; else 0.
     pub decode_attention_ns: f64,
-    /// All else, ns.
+    /// All else, exchange between GPUs included, ns.
     pub other_ns: f64,
-    /// Launches by the host: kernels (eager), two a layer (piecewise), one (full graph).
+    /// Launches by the hosts of all stages: kernels (eager), two a layer (piecewise), one a stage (full graph).
     pub num_launches: u32,
     /// The same times by provenance.
     pub provenance: ProvenanceTimes,
@@ -91,9 +105,12 @@ impl GpuParts {
 }
 
 /// A step's predicted time and what it is made of, ns.
+///
+/// `docs/step-time.md` has each formula. With pipeline stages the times are those of all stages together, and
+/// [`StepTimeModel::stage_times`] has them one by one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepTime {
-    /// Unscaled operator times, dispatch and launches.
+    /// Unscaled operator times with their provenance, dispatch and launches.
     pub parts: GpuParts,
     /// Host work before the first kernel.
     pub host_pre_ns: f64,
@@ -133,21 +150,33 @@ impl StepTime {
     }
 }
 
+/// The next captured size of a number of tokens; `None` in eager mode and above the largest.
+fn captured_size(deployment: &Deployment, num_tokens: u32) -> Option<u32> {
+    let sizes = &deployment.cudagraph_sizes;
+    match deployment.mode {
+        EngineMode::Eager => None,
+        EngineMode::Graph => sizes.get(sizes.partition_point(|&size| size < num_tokens)).copied(),
+    }
+}
+
+/// How a graph engine runs a batch that a captured size fits, and any engine one that none does.
+fn dispatch_of(is_captured: bool, is_decode_only: bool) -> Dispatch {
+    match (is_captured, is_decode_only) {
+        (false, _) => Dispatch::Eager,
+        (true, true) => Dispatch::FullGraph,
+        (true, false) => Dispatch::PiecewiseGraph,
+    }
+}
+
 /// How the engine dispatches a batch, and the tokens it is padded to.
 ///
 /// A graph engine runs a batch of decodes alone as one full graph, any other as piecewise graphs, both
 /// padded to the next captured size, and what exceeds the largest size kernel by kernel.
 #[must_use]
 pub fn dispatch(deployment: &Deployment, batch: &BatchShape) -> (Dispatch, u32) {
-    let sizes = &deployment.cudagraph_sizes;
-    let captured = sizes.get(sizes.partition_point(|&size| size < batch.num_tokens));
-    match (deployment.mode, captured) {
-        (EngineMode::Eager, _) | (EngineMode::Graph, None) => (Dispatch::Eager, batch.num_tokens),
-        (EngineMode::Graph, Some(&size)) if batch.attention.num_prefill_seqs == 0 => {
-            (Dispatch::FullGraph, size)
-        }
-        (EngineMode::Graph, Some(&size)) => (Dispatch::PiecewiseGraph, size),
-    }
+    let captured = captured_size(deployment, batch.num_tokens);
+    let is_decode_only = batch.attention.num_prefill_seqs == 0;
+    (dispatch_of(captured.is_some(), is_decode_only), captured.unwrap_or(batch.num_tokens))
 }
 
 /// Predicts step times of one model in one deployment under one engine profile.
@@ -161,17 +190,25 @@ pub struct StepTimeModel<T> {
     profile: EngineProfile,
     deployment: Deployment,
     heads: Heads,
-    num_kernels: u32,
-    by_tokens: HashMap<u32, LinearTimes>,
-    by_seqs: HashMap<u32, LinearTimes>,
+    stages: Vec<Stage>,
+    /// Kernels of each stage in eager mode.
+    stage_kernels: Vec<u32>,
+    /// By [`Dispatch`] as a number, host launches of a step but for eager ones.
+    num_launches: [u32; 3],
+    /// The profile's costs, by [`Dispatch`] as a number.
+    costs: [Option<DispatchCosts>; 3],
+    by_tokens: LinearTable,
+    by_seqs: LinearTable,
+    used: Used,
+    /// What [`Self::stage_times`] lends.
+    stage_times: Vec<StageTime>,
 }
 
-/// Times of the operators that see tokens (or sequences) and no context, repeats included.
-#[derive(Clone, Copy, Debug, Default)]
-struct LinearTimes {
-    gemm_ns: f64,
-    other_ns: f64,
-    provenance: ProvenanceTimes,
+/// Where a step's times stand.
+#[derive(Clone, Copy)]
+struct Places {
+    tokens: usize,
+    seqs: usize,
 }
 
 /// What an operator's time depends on.
@@ -187,6 +224,17 @@ fn depends_on(operator: Operator) -> DependsOn {
         Operator::Attention => DependsOn::Contexts,
         Operator::LmHead | Operator::Sample => DependsOn::Seqs,
         _ => DependsOn::Tokens,
+    }
+}
+
+/// The profile's factor on an operator; attention's is told apart as its kind of batch is.
+fn scale_of(scales: &OperatorScales, operator: Operator, is_decode_only: bool) -> f64 {
+    match (operator, is_decode_only) {
+        (Operator::Attention, false) => scales.prefill_attention,
+        (Operator::Attention, true) => scales.decode_attention,
+        (operator, false) if operator.is_gemm() => scales.prefill_gemm,
+        (operator, true) if operator.is_gemm() => scales.decode_gemm,
+        _ => scales.other,
     }
 }
 
@@ -210,22 +258,30 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         })?;
         let tp = deployment.tensor_parallel_size;
         let heads = forward::heads_per_gpu(model, tp)?;
-        let one_token = BatchShape { num_tokens: 1, num_seqs: 1, ..BatchShape::default() };
-        let calls = forward_pass(model, &one_token, tp)?;
-        for call in calls.iter().filter(|call| call.operator.is_collective()) {
-            times
-                .predict(call.operator, &call.shape)
-                .map_err(|source| StepTimeError::NoCollectives { tensor_parallel_size: tp, source })?;
-        }
+        let stages = forward::stages(model, deployment.pipeline_parallel_size)?;
+        let stage_kernels = stages
+            .iter()
+            .map(|&stage| checked_kernels(model, &times, deployment, stage))
+            .collect::<Result<Vec<u32>, _>>()?;
+        let num_stages = stages.len();
         Ok(Self {
             model: model.clone(),
             times,
             profile: profile.clone(),
             deployment: deployment.clone(),
             heads,
-            num_kernels: forward::num_launches(&calls),
-            by_tokens: HashMap::new(),
-            by_seqs: HashMap::new(),
+            num_launches: Dispatch::ALL.map(|dispatch| match dispatch {
+                Dispatch::Eager => stage_kernels.iter().sum(),
+                Dispatch::PiecewiseGraph => 2 * model.num_layers,
+                Dispatch::FullGraph => deployment.pipeline_parallel_size,
+            }),
+            costs: Dispatch::ALL.map(|dispatch| profile.dispatch.get(&dispatch).cloned()),
+            by_tokens: LinearTable::new(deployment.max_num_batched_tokens, num_stages),
+            by_seqs: LinearTable::new(deployment.max_num_seqs, num_stages),
+            used: Used::default(),
+            stage_times: vec![StageTime::default(); num_stages],
+            stages,
+            stage_kernels,
         })
     }
 
@@ -246,45 +302,28 @@ impl<T: OperatorTimes> StepTimeModel<T> {
     /// # Errors
     /// When an operator has no time.
     pub fn gpu_parts(&mut self, batch: &BatchShape) -> Result<GpuParts, StepTimeError> {
-        let (dispatch, num_tokens) = dispatch(&self.deployment, batch);
-        let tokens = self.linear(DependsOn::Tokens, num_tokens)?;
-        let seqs = self.linear(DependsOn::Seqs, batch.num_seqs)?;
+        let places = self.places(batch.num_tokens, batch.num_seqs)?;
         let shape = OperatorShape::Attention { heads: self.heads, load: batch.attention };
-        let launch = self.times.predict(Operator::Attention, &shape)?;
-        let attention_ns = launch.time_ns * f64::from(self.model.num_layers);
-
-        let mut provenance = tokens.provenance;
-        provenance += seqs.provenance;
-        provenance.add(launch.provenance, attention_ns);
-        let is_decode_only = batch.attention.num_prefill_seqs == 0;
-        Ok(GpuParts {
-            dispatch,
-            num_tokens,
-            is_decode_only,
-            gemm_ns: tokens.gemm_ns + seqs.gemm_ns,
-            prefill_attention_ns: if is_decode_only { 0.0 } else { attention_ns },
-            decode_attention_ns: if is_decode_only { attention_ns } else { 0.0 },
-            other_ns: tokens.other_ns + seqs.other_ns,
-            num_launches: match dispatch {
-                Dispatch::Eager => self.num_kernels,
-                Dispatch::PiecewiseGraph => 2 * self.model.num_layers,
-                Dispatch::FullGraph => 1,
-            },
-            provenance,
-        })
+        let attention = self.times.predict(Operator::Attention, &shape)?;
+        Ok(self.parts_at(places, batch, &attention))
     }
 
     /// The time of a step over `batch` (unpadded), residual 1; `after_idle` when the engine idled before.
     ///
+    /// The step counts in [`Self::usage`].
+    ///
     /// # Errors
     /// When an operator has no time, or the profile no costs of the step's dispatch.
     pub fn step_time(&mut self, batch: &BatchShape, after_idle: bool) -> Result<StepTime, StepTimeError> {
-        let parts = self.gpu_parts(batch)?;
+        let places = self.places(batch.num_tokens, batch.num_seqs)?;
+        let shape = OperatorShape::Attention { heads: self.heads, load: batch.attention };
+        let attention = self.times.predict(Operator::Attention, &shape)?;
+        let parts = self.parts_at(places, batch, &attention);
         let costs = self.costs(parts.dispatch)?;
         let factor = self.profile.host_factor;
         let (num_seqs, num_tokens) = (batch.num_seqs, batch.num_tokens);
         let after_idle_ns = if after_idle { factor * costs.after_idle_ns } else { 0.0 };
-        Ok(StepTime {
+        let time = StepTime {
             parts,
             host_pre_ns: factor * costs.host_pre.at(num_seqs, num_tokens),
             gpu_ns: parts.scaled_ns(&self.profile.operator_scales),
@@ -295,40 +334,168 @@ impl<T: OperatorTimes> StepTimeModel<T> {
             host_post_ns: factor * costs.host_post.at(num_seqs, num_tokens),
             after_idle_ns,
             residual: 1.0,
-        })
+        };
+        self.count(places, batch, attention.time_ns);
+        Ok(time)
+    }
+
+    /// Each stage's part of a step whose time this model told, the residual's stretch of the host included.
+    ///
+    /// A stage has its layers' operators, and its sends to the next; the launches' time is split by their number, and an
+    /// idle gap's part is the first stage's. One stage has `gpu_ns` and `launch_ns` of the step. The parts stand in a
+    /// buffer of the model's: nothing is allocated.
+    ///
+    /// # Errors
+    /// When an operator has no time, which a step timed by this model has.
+    pub fn stage_times(&mut self, time: &StepTime) -> Result<&[StageTime], StepTimeError> {
+        let parts = &time.parts;
+        let places = self.places(parts.num_tokens, parts.num_seqs)?;
+        let (tokens, seqs) = (self.by_tokens.stages(places.tokens), self.by_seqs.stages(places.seqs));
+        let scales = &self.profile.operator_scales;
+        let gemm_scale = scale_of(scales, Operator::QkvProj, parts.is_decode_only);
+        let attention_ns = parts.prefill_attention_ns * scales.prefill_attention
+            + parts.decode_attention_ns * scales.decode_attention;
+        let per_layer_ns = attention_ns / f64::from(self.model.num_layers);
+        let per_launch_ns = (time.launch_ns - time.after_idle_ns) / f64::from(parts.num_launches);
+        for (i, stage) in self.stages.iter().enumerate() {
+            let num_launches = match parts.dispatch {
+                Dispatch::Eager => self.stage_kernels[i],
+                Dispatch::PiecewiseGraph => 2 * stage.num_layers,
+                Dispatch::FullGraph => 1,
+            };
+            let after_idle_ns = if stage.is_first { time.after_idle_ns } else { 0.0 };
+            self.stage_times[i] = StageTime {
+                gpu_ns: (tokens[i].gemm_ns + seqs[i].gemm_ns) * gemm_scale
+                    + per_layer_ns * f64::from(stage.num_layers)
+                    + (tokens[i].other_ns + seqs[i].other_ns) * scales.other,
+                launch_ns: time.residual * (f64::from(num_launches) * per_launch_ns + after_idle_ns),
+            };
+        }
+        if let [only] = &mut self.stage_times[..] {
+            *only = StageTime { gpu_ns: time.gpu_ns, launch_ns: time.residual * time.launch_ns };
+        }
+        Ok(&self.stage_times)
     }
 
     /// The profile's costs of a dispatch.
     ///
     /// # Errors
     /// When it has none.
+    #[inline]
     pub fn costs(&self, dispatch: Dispatch) -> Result<&DispatchCosts, StepTimeError> {
-        self.profile
-            .dispatch
-            .get(&dispatch)
-            .ok_or_else(|| StepTimeError::MissingDispatch { profile: self.profile.name.clone(), dispatch })
+        match &self.costs[dispatch as usize] {
+            Some(costs) => Ok(costs),
+            None => Err(StepTimeError::MissingDispatch { profile: self.profile.name.clone(), dispatch }),
+        }
     }
 
-    /// Times of the operators that depend on `number` tokens or sequences, from memory or predicted.
-    fn linear(&mut self, on: DependsOn, number: u32) -> Result<LinearTimes, StepTimeError> {
-        let memory = if on == DependsOn::Tokens { &self.by_tokens } else { &self.by_seqs };
-        if let Some(times) = memory.get(&number) {
-            return Ok(*times);
+    /// The parts of a step, whose attention takes `attention` a layer.
+    #[inline]
+    fn parts_at(&self, places: Places, batch: &BatchShape, attention: &Prediction) -> GpuParts {
+        let (tokens, seqs) = (self.by_tokens.at(places.tokens), self.by_seqs.at(places.seqs));
+        let attention_ns = attention.time_ns * f64::from(self.model.num_layers);
+        let mut provenance = tokens.provenance;
+        provenance += seqs.provenance;
+        provenance.add(attention.provenance, attention_ns);
+        let is_decode_only = batch.attention.num_prefill_seqs == 0;
+        let dispatch = dispatch_of(tokens.is_captured, is_decode_only);
+        GpuParts {
+            dispatch,
+            num_tokens: tokens.padded,
+            num_seqs: batch.num_seqs,
+            is_decode_only,
+            gemm_ns: tokens.gemm_ns + seqs.gemm_ns,
+            prefill_attention_ns: if is_decode_only { 0.0 } else { attention_ns },
+            decode_attention_ns: if is_decode_only { attention_ns } else { 0.0 },
+            other_ns: tokens.other_ns + seqs.other_ns,
+            num_launches: self.num_launches[dispatch as usize],
+            provenance,
         }
-        let shape = BatchShape { num_tokens: number, num_seqs: number, ..BatchShape::default() };
-        let calls = forward_pass(&self.model, &shape, self.deployment.tensor_parallel_size)?;
-        let mut sums = LinearTimes::default();
-        for call in calls.iter().filter(|call| depends_on(call.operator) == on) {
-            let launch = self.times.predict(call.operator, &call.shape)?;
-            let time_ns = launch.time_ns * f64::from(call.repeats);
-            let sum = if call.operator.is_gemm() { &mut sums.gemm_ns } else { &mut sums.other_ns };
-            *sum += time_ns;
-            sums.provenance.add(launch.provenance, time_ns);
-        }
-        let memory = if on == DependsOn::Tokens { &mut self.by_tokens } else { &mut self.by_seqs };
-        memory.insert(number, sums);
-        Ok(sums)
     }
+
+    /// Where the times of a number of tokens (unpadded) and of sequences stand, predicted where they are new.
+    #[inline]
+    fn places(&mut self, num_tokens: u32, num_seqs: u32) -> Result<Places, StepTimeError> {
+        let tokens = match self.by_tokens.place(num_tokens) {
+            Some(place) => place,
+            None => self.place_tokens(num_tokens)?,
+        };
+        let seqs = match self.by_seqs.place(num_seqs) {
+            Some(place) => place,
+            None => self.place_seqs(num_seqs)?,
+        };
+        Ok(Places { tokens, seqs })
+    }
+
+    #[cold]
+    fn place_tokens(&mut self, num_tokens: u32) -> Result<usize, StepTimeError> {
+        let captured = captured_size(&self.deployment, num_tokens);
+        let padded = captured.unwrap_or(num_tokens);
+        let place = if let Some(place) = self.by_tokens.place(padded) {
+            place
+        } else {
+            let (times, calls, stages) = self.priced(DependsOn::Tokens, padded)?;
+            let times = LinearTimes { padded, is_captured: captured.is_some(), ..times };
+            self.by_tokens.put(padded, times, calls, &stages)
+        };
+        self.by_tokens.alias(num_tokens, place);
+        Ok(place)
+    }
+
+    #[cold]
+    fn place_seqs(&mut self, num_seqs: u32) -> Result<usize, StepTimeError> {
+        let (times, calls, stages) = self.priced(DependsOn::Seqs, num_seqs)?;
+        Ok(self.by_seqs.put(num_seqs, times, calls, &stages))
+    }
+
+    /// Predicts the times of the operators that depend on `number` tokens or sequences.
+    fn priced(
+        &self,
+        on: DependsOn,
+        number: u32,
+    ) -> Result<(LinearTimes, Vec<PricedCall>, Vec<StageLinear>), StepTimeError> {
+        let batch = BatchShape { num_tokens: number, num_seqs: number, ..BatchShape::default() };
+        let (mut sums, mut priced, mut stages) = (LinearTimes::default(), Vec::new(), Vec::new());
+        for &stage in &self.stages {
+            let mut own = StageLinear::default();
+            let calls = stage_pass(&self.model, &batch, self.deployment.tensor_parallel_size, stage)?;
+            for call in calls.iter().filter(|call| depends_on(call.operator) == on) {
+                let launch = self.times.predict(call.operator, &call.shape)?;
+                let time_ns = launch.time_ns * f64::from(call.repeats);
+                let (sum, own) = if call.operator.is_gemm() {
+                    (&mut sums.gemm_ns, &mut own.gemm_ns)
+                } else {
+                    (&mut sums.other_ns, &mut own.other_ns)
+                };
+                *sum += time_ns;
+                *own += time_ns;
+                sums.provenance.add(launch.provenance, time_ns);
+                let (operator, shape, repeats) = (call.operator, call.shape, call.repeats);
+                priced.push(PricedCall { operator, shape, repeats, time_ns });
+            }
+            stages.push(own);
+        }
+        Ok((sums, priced, stages))
+    }
+}
+
+/// Kernels of a stage, once its exchanges with other GPUs are known to have times.
+fn checked_kernels(
+    model: &ModelSpec,
+    times: &impl OperatorTimes,
+    deployment: &Deployment,
+    stage: Stage,
+) -> Result<u32, StepTimeError> {
+    let one_token = BatchShape { num_tokens: 1, num_seqs: 1, ..BatchShape::default() };
+    let calls = stage_pass(model, &one_token, deployment.tensor_parallel_size, stage)?;
+    for call in calls.iter().filter(|call| call.operator.is_collective()) {
+        times.predict(call.operator, &call.shape).map_err(|source| StepTimeError::NoCollectives {
+            tensor_parallel_size: deployment.tensor_parallel_size,
+            pipeline_parallel_size: deployment.pipeline_parallel_size,
+            source,
+        })?;
+    }
+    Ok(forward::num_launches(&calls))
 }
 
 #[cfg(test)]
