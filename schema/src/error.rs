@@ -88,6 +88,18 @@ impl InputError {
         Self::invalid(path, location, expected, strip_position(&error.to_string()))
     }
 
+    /// Turns the TOML error of a document with this `text` into `Invalid` at its line.
+    #[must_use]
+    pub fn toml(path: &Path, expected: &str, text: &str, error: &toml::de::Error) -> Self {
+        let location = error.span().map_or(Location::File, |span| {
+            let before = text.get(..span.start).unwrap_or(text);
+            Location::Line(1 + before.matches('\n').count() as u64)
+        });
+        // One line: the message may span several.
+        let found = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::invalid(path, location, expected, found)
+    }
+
     /// Turns a CSV error into `Invalid` (or `Io`) at its line and, where known, column.
     #[must_use]
     pub fn csv(path: &Path, expected: &str, error: csv::Error) -> Self {

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Write},
+    marker::PhantomData,
     path::{Path, PathBuf},
 };
 
@@ -134,6 +135,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T, 
     serde_json::from_str(&read_text(path)?).map_err(|e| InputError::json(path, expected, &e))
 }
 
+/// Reads a TOML document; `expected` names what it should be ("a suite").
+///
+/// # Errors
+/// `Io`, or `Invalid` with the line.
+pub fn read_toml<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T, InputError> {
+    let text = read_text(path)?;
+    toml::from_str(&text).map_err(|e| InputError::toml(path, expected, &text, &e))
+}
+
 /// Finds `path` or `path.zst`, the first that exists; `path` itself when neither does.
 #[must_use]
 pub fn plain_or_zst(path: &Path) -> PathBuf {
@@ -143,18 +153,76 @@ pub fn plain_or_zst(path: &Path) -> PathBuf {
     if !path.exists() && zst.exists() { zst } else { path.to_path_buf() }
 }
 
+/// Opens a file to be read in pieces, decompressing it when its name ends in `.zst`.
+///
+/// # Errors
+/// `Io`.
+pub fn open_plain_or_zst(path: &Path) -> Result<Box<dyn Read>, InputError> {
+    let file = File::open(path).map_err(|e| InputError::io(path, e))?;
+    Ok(if path.extension().is_some_and(|e| e == "zst") {
+        Box::new(zstd::Decoder::new(file).map_err(|e| InputError::io(path, e))?)
+    } else {
+        Box::new(BufReader::new(file))
+    })
+}
+
 /// Opens a CSV file, decompressing it when its name ends in `.zst`.
 ///
 /// # Errors
 /// `Io`.
 pub fn open_csv(path: &Path) -> Result<csv::Reader<Box<dyn Read>>, InputError> {
-    let file = File::open(path).map_err(|e| InputError::io(path, e))?;
-    let reader: Box<dyn Read> = if path.extension().is_some_and(|e| e == "zst") {
-        Box::new(zstd::Decoder::new(file).map_err(|e| InputError::io(path, e))?)
-    } else {
-        Box::new(BufReader::new(file))
-    };
-    Ok(csv::ReaderBuilder::new().from_reader(reader))
+    Ok(csv::ReaderBuilder::new().from_reader(open_plain_or_zst(path)?))
+}
+
+/// The rows of a CSV file (or its `.zst`), one at a time, each with its line; unknown columns are ignored.
+///
+/// An error ends it for the caller: what comes after one is not defined.
+pub struct CsvRows<T> {
+    path: PathBuf,
+    expected: String,
+    reader: csv::Reader<Box<dyn Read>>,
+    header: StringRecord,
+    record: StringRecord,
+    row: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> CsvRows<T> {
+    /// Opens the file and reads its header; `expected` names what a row should be ("a workload row").
+    ///
+    /// # Errors
+    /// `Io`, or `Invalid` for a header that is no text.
+    pub fn open(path: &Path, expected: &str) -> Result<Self, InputError> {
+        let path = plain_or_zst(path);
+        let mut reader = open_csv(&path)?;
+        // Asked for here, since the iterators of `csv` take a header that cannot be read for none.
+        let header = reader.headers().map_err(|e| InputError::csv(&path, "a header", e))?.clone();
+        let (expected, record) = (expected.to_owned(), StringRecord::new());
+        Ok(Self { path, expected, reader, header, record, row: PhantomData })
+    }
+
+    /// The file that is read.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn read(&mut self) -> Result<Option<(u64, T)>, InputError> {
+        let Self { path, expected, reader, header, record, .. } = self;
+        if !reader.read_record(record).map_err(|e| InputError::csv(path, expected, e))? {
+            return Ok(None);
+        }
+        let row = record.deserialize(Some(header));
+        let row = row.map_err(|e| row_error(path, expected, header, record, e))?;
+        Ok(Some((record.position().map_or(0, csv::Position::line), row)))
+    }
+}
+
+impl<T: DeserializeOwned> Iterator for CsvRows<T> {
+    type Item = Result<(u64, T), InputError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
 }
 
 /// Reads every row of a CSV file (or its `.zst`) into `T`; unknown columns are ignored.
@@ -162,17 +230,7 @@ pub fn open_csv(path: &Path) -> Result<csv::Reader<Box<dyn Read>>, InputError> {
 /// # Errors
 /// `Io`, or `Invalid` with the line and what was found.
 pub fn read_csv<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>, InputError> {
-    let path = plain_or_zst(path);
-    let mut reader = open_csv(&path)?;
-    // Asked for here, since the iterators of `csv` take a header that cannot be read for none.
-    let header = reader.headers().map_err(|e| InputError::csv(&path, "a header", e))?.clone();
-    let mut record = StringRecord::new();
-    let mut rows = Vec::new();
-    while reader.read_record(&mut record).map_err(|e| InputError::csv(&path, expected, e))? {
-        let row = record.deserialize(Some(&header));
-        rows.push(row.map_err(|e| row_error(&path, expected, &header, &record, e))?);
-    }
-    Ok(rows)
+    CsvRows::open(path, expected)?.map(|row| row.map(|(_, row)| row)).collect()
 }
 
 /// Says which cell of a row does not fit, as far as `csv` knows.

@@ -141,7 +141,8 @@ impl Suite {
     /// # Errors
     /// As [`Self::load`].
     pub fn parse(text: &str, path: &Path, data_dir: &Path) -> Result<Self, InputError> {
-        let file: SuiteFile = toml::from_str(text).map_err(|e| toml_error(path, text, &e))?;
+        let file: SuiteFile = toml::from_str(text)
+            .map_err(|e| InputError::toml(path, "a suite of [[case]] tables", text, &e))?;
         if file.case.is_empty() {
             return Err(InputError::invalid(path, Location::Key("case".into()), "at least one case", "none"));
         }
@@ -161,16 +162,6 @@ impl Suite {
         }
         Ok(Self { path: path.into(), cases })
     }
-}
-
-fn toml_error(path: &Path, text: &str, error: &toml::de::Error) -> InputError {
-    let location = error.span().map_or(Location::File, |span| {
-        let before = text.get(..span.start).unwrap_or(text);
-        Location::Line(1 + before.matches('\n').count() as u64)
-    });
-    // One line: the message may span several.
-    let found = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-    InputError::invalid(path, location, "a suite of [[case]] tables", found)
 }
 
 impl CaseFile {

@@ -1,10 +1,55 @@
 //! Where requests come from: a workload that is known, or one that is made while the simulation runs.
 //!
-//! Start with [`RequestSource`].
+//! Start with [`RequestSource`] (what a simulation asks), [`WorkloadSpec`] (a workload in words) and
+//! [`SpecSource`] (its requests). [`import()`] makes workloads of published traces. To add a process of arrivals, add
+//! a case to [`Arrival`] and to `times.rs`; a distribution of lengths, to [`CountDistribution`].
+
+mod distribution;
+mod import;
+mod lengths;
+mod source;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod times;
+mod trace;
 
 use std::sync::Arc;
 
-use plumbline_schema::{Nanos, Workload, WorkloadRequest};
+use plumbline_schema::{InputError, Nanos, Workload, WorkloadRequest};
+use thiserror::Error;
+
+pub use distribution::{CountDistribution, TimeDistribution};
+pub use import::{ImportArrivals, ImportCounts, ImportOptions, TooLongRow, import};
+pub use lengths::TooLongCounts;
+pub use source::SpecSource;
+pub use spec::{
+    Arrival, Lengths, MAX_SECONDS, MAX_TOKENS, MAX_TURNS, NextTurn, Prefixes, Priority, RateFrom, Sessions,
+    SpecError, TooLong, TraceOrder, WorkloadSpec,
+};
+pub use trace::{TraceCounts, TraceFormat, TraceRow, read_trace};
+
+/// Why there are no requests.
+#[derive(Debug, Error)]
+pub enum ArrivalError {
+    /// The specification asks for what cannot be.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A trace cannot be used.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A request of a trace is over the limit, and nothing says what to do about it.
+    #[error(transparent)]
+    TooLong(InputError),
+    /// A trace has no arrival times, and nothing says when its requests arrive.
+    #[error(transparent)]
+    LengthsAlone(InputError),
+    /// A list of requests is asked for, which there is only once a server has answered them.
+    #[error(
+        "expected arrivals that are known beforehand, found a closed loop or sessions that wait for answers"
+    )]
+    HeedsCompletions,
+}
 
 /// Where requests come from while a simulation runs.
 pub trait RequestSource {
@@ -70,25 +115,5 @@ impl RequestSource for WorkloadSource {
 
     fn remaining(&self) -> Option<u64> {
         Some((self.workload.requests.len() - self.next) as u64)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_workload_comes_in_its_order() {
-        let requests = vec![WorkloadRequest::new(4, Nanos(1), 2, 3), WorkloadRequest::new(2, Nanos(1), 5, 6)];
-        let mut source: Box<dyn RequestSource> =
-            Box::new(WorkloadSource::new(Workload { requests: requests.clone() }));
-        let mut taken = Vec::new();
-        while let Some(time) = source.next_arrival() {
-            assert_eq!(source.remaining(), Some(2 - taken.len() as u64));
-            taken.extend(source.take());
-            assert_eq!(taken.last().map(|request| request.arrival_time_ns), Some(time));
-        }
-        assert_eq!(taken, requests);
-        assert!(source.take().is_none() && !source.heeds_completions());
     }
 }
