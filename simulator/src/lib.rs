@@ -24,7 +24,7 @@ pub mod times;
 pub use arrival::{RequestSource, WorkloadSource};
 pub use executor::{LendModel, SimulatedExecutor};
 pub use recorder::{Outcome, Recorder, RunRecorder};
-pub use replay::{ReplayError, ReplayReport, StepDifference, replay};
+pub use replay::{ReplayError, ReplayReport, StepDifference, StepPart, replay, replay_folder};
 pub use replica::{Arrival, Replica};
 pub use residual::Residuals;
 pub use scheduler::{Rejection, Scheduler, SchedulerError, SchedulerKind};

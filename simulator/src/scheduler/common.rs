@@ -89,6 +89,7 @@ pub(super) fn complete_step(
     for scheduled in step.sequences.iter().filter(|s| s.samples) {
         let sequence = &mut sequences[scheduled.id];
         sequence.num_output_tokens += 1;
+        sequence.num_in_flight_tokens = sequence.num_in_flight_tokens.saturating_sub(1);
         if sequence.num_output_tokens >= sequence.max_output_tokens {
             kv_cache.free(scheduled.id);
             sequences.remove(scheduled.id);
