@@ -210,3 +210,6 @@ fn arrivals(rows: &[TraceRow], options: &ImportOptions, path: &Path) -> Result<V
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
