@@ -97,17 +97,42 @@ impl TimeStats {
     }
 }
 
-/// The `q` quantile (0..=1) of ascending, non-empty `sorted`, by linear interpolation (Hyndman and Fan's type 7).
+/// Where a quantile lies among ascending values: linear interpolation (Hyndman and Fan's type 7).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QuantilePosition {
+    /// Rank of the value below, from 0.
+    pub below: u64,
+    /// Rank of the value above; at most the last.
+    pub above: u64,
+    /// Share of the way from the one to the other, from 0 to below 1.
+    pub fraction: f64,
+}
+
+impl QuantilePosition {
+    /// The position of the `q` quantile (0..=1) among `n` values; `None` when there are none.
+    #[must_use]
+    pub fn new(n: u64, q: f64) -> Option<Self> {
+        let last = n.checked_sub(1)?;
+        let position = q.clamp(0.0, 1.0) * last as f64;
+        let below = (position.floor() as u64).min(last);
+        Some(Self { below, above: (below + 1).min(last), fraction: position - position.floor() })
+    }
+
+    /// The quantile, of the values at the two ranks.
+    #[must_use]
+    pub fn between(self, below: f64, above: f64) -> f64 {
+        below + (above - below) * self.fraction
+    }
+}
+
+/// The `q` quantile (0..=1) of ascending, non-empty `sorted`, at its [`QuantilePosition`].
 ///
 /// # Panics
 /// When `sorted` is empty.
 #[must_use]
 pub fn percentile_of_sorted(sorted: &[f64], q: f64) -> f64 {
-    let position = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
-    let below = position.floor() as usize;
-    let above = (below + 1).min(sorted.len() - 1);
-    let fraction = position - below as f64;
-    sorted[below] + (sorted[above] - sorted[below]) * fraction
+    let position = QuantilePosition::new(sorted.len() as u64, q).expect("values");
+    position.between(sorted[position.below as usize], sorted[position.above as usize])
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod arrival;
 pub mod cluster;
 pub mod executor;
 pub mod kv_cache;
+pub mod metrics;
 pub mod prefix;
 pub mod recorder;
 pub mod replay;
