@@ -8,6 +8,7 @@ use crate::{
     error::{InputError, Location},
     files::read_json,
     gpu::GpuSpec,
+    memory::{MemoryError, MemoryOptions, MemoryPlan},
     model::ModelSpec,
 };
 
@@ -69,9 +70,6 @@ fn fcfs() -> String {
     "fcfs".into()
 }
 
-/// Share of the GPU's memory that vLLM takes by default (`gpu_memory_utilization`).
-const MEMORY_SHARE: f64 = 0.9;
-
 impl Deployment {
     /// Reads and checks an `engine.json`.
     ///
@@ -85,24 +83,42 @@ impl Deployment {
         Ok(deployment)
     }
 
-    /// What vLLM 0.24 would use for a model on a GPU when told nothing.
+    /// What vLLM 0.24 would use for a model on a GPU when told nothing, with the KV blocks of its [`MemoryPlan`].
     ///
-    /// KV blocks fill 90 % of the memory less the weights, at least one; a real engine also keeps some for
-    /// activations and graphs, so it has a few per cent less.
+    /// # Errors
+    /// When the model does not fit on one such GPU.
+    pub fn defaults(model: &ModelSpec, gpu: &GpuSpec, mode: EngineMode) -> Result<Self, MemoryError> {
+        Self::unplanned(model, mode).planned(model, gpu, &MemoryOptions::default())
+    }
+
+    /// The same deployment with the KV blocks of its [`MemoryPlan`].
+    ///
+    /// # Errors
+    /// When the model does not fit on GPUs like this.
+    pub fn planned(
+        mut self,
+        model: &ModelSpec,
+        gpu: &GpuSpec,
+        options: &MemoryOptions,
+    ) -> Result<Self, MemoryError> {
+        self.num_gpu_blocks = MemoryPlan::new(model, gpu, &self, options)?.num_gpu_blocks();
+        Ok(self)
+    }
+
+    /// What vLLM 0.24's server would use for a model when told nothing, with a single KV block: no memory is planned yet.
+    ///
+    /// The budgets of a step are those for A100s and for GPUs below 70 GiB; larger ones get 8,192 tokens and 1,024
+    /// sequences (`vllm/engine/arg_utils.py`, `get_batch_defaults`).
     #[must_use]
-    pub fn defaults(model: &ModelSpec, gpu: &GpuSpec, mode: EngineMode) -> Self {
-        const BLOCK_SIZE: u32 = 16;
-        let memory = (gpu.hbm_bytes.0 as f64 * MEMORY_SHARE) as u64;
-        let for_kv = memory.saturating_sub(model.weight_bytes().0);
-        let block_bytes = model.kv_bytes_per_token().0 * u64::from(BLOCK_SIZE);
+    pub fn unplanned(model: &ModelSpec, mode: EngineMode) -> Self {
         Self {
             mode,
             model: model.name.clone(),
             max_num_batched_tokens: 2048,
             max_num_seqs: 256,
             max_model_len: model.max_positions,
-            num_gpu_blocks: u32::try_from(for_kv / block_bytes.max(1)).unwrap_or(u32::MAX).max(1),
-            block_size: BLOCK_SIZE,
+            num_gpu_blocks: 1,
+            block_size: 16,
             tensor_parallel_size: 1,
             pipeline_parallel_size: 1,
             enable_prefix_caching: false,
@@ -156,13 +172,15 @@ mod tests {
     fn defaults_are_valid_and_match_a_real_engine() {
         let gpu = GpuSpec::by_name("h100-sxm5-80gb").unwrap();
         let model = ModelSpec::load("qwen3-0.6b").unwrap();
-        let deployment = Deployment::defaults(&model, &gpu, EngineMode::Graph);
+        let deployment = Deployment::defaults(&model, &gpu, EngineMode::Graph).unwrap();
         assert_eq!(deployment.check(), Ok(()));
-        // As vLLM 0.24.0 reports them for this model and GPU: 51 sizes, and 38,419 blocks.
+        // As vLLM 0.24.0 reports them for this model and GPU: 51 sizes, and 38,419 blocks where it was given 0.85 of
+        // the memory; these are for its default share.
         assert_eq!(deployment.cudagraph_sizes.len(), 51);
         assert_eq!(deployment.cudagraph_sizes[34..38], [256, 272, 288, 304]);
         let ratio = f64::from(deployment.num_gpu_blocks) / 38_419.0;
         assert!((1.0..1.1).contains(&ratio), "{ratio}");
-        assert!(Deployment::defaults(&model, &gpu, EngineMode::Eager).cudagraph_sizes.is_empty());
+        let eager = Deployment::defaults(&model, &gpu, EngineMode::Eager).unwrap();
+        assert!(eager.cudagraph_sizes.is_empty());
     }
 }

@@ -8,8 +8,8 @@ use std::{
 use clap::ValueEnum;
 use plumbline_bundles::{Bundle, Dispatch, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex};
 use plumbline_schema::{
-    Deployment, EngineMode, GpuSpec, HostFactorBasis, HostFactorUsed, HostInfo, ModelSpec, Run, RunKind,
-    Workload,
+    Deployment, EngineMode, GpuSpec, HostFactorBasis, HostFactorUsed, HostInfo, MemoryOptions, MemoryPlan,
+    ModelSpec, Run, RunKind, Workload,
 };
 use plumbline_simulator::{
     BundleTimes, Coverage, Residuals, SimulateOptions, Simulation, SimulationCounts, simulate,
@@ -131,7 +131,7 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     let bundle = Bundle::open(&data::bundle(&args.bundle)?)?;
     let mut profile = engine(&bundle, &args.engine)?;
     let predictors = Arc::new(predictors(&bundle, args.gpu.as_deref())?);
-    let deployment = deployment(args, &model, predictors.gpu(), &profile)?;
+    let deployment = deployment(args, &model, predictors.gpu(), &profile, output)?;
     let times = BundleTimes::new(Arc::clone(&predictors), args.out_of_domain.into());
     let host = args.host.as_deref().map(|name| super::host::named(name, &bundle)).transpose()?;
     let host_factor = move_to_host(args, host.as_ref(), &times, &mut profile, output)?;
@@ -231,19 +231,51 @@ fn deployment(
     model: &ModelSpec,
     gpu: &GpuSpec,
     profile: &EngineProfile,
+    output: Output,
 ) -> Result<Deployment, Failure> {
     let base = if let Some(path) = &args.deployment {
         Deployment::read(path)?
     } else {
         let has_graphs = profile.dispatch.keys().any(|dispatch| *dispatch != Dispatch::Eager);
         let mode = if has_graphs { EngineMode::Graph } else { EngineMode::Eager };
-        Deployment::defaults(model, gpu, mode)
+        Deployment::unplanned(model, mode)
     };
-    Overrides::from_assignments(&args.set).and_then(|overrides| overrides.apply(&base)).map_err(
-        |(key, expected, found)| {
+    let deployment = Overrides::from_assignments(&args.set)
+        .and_then(|overrides| overrides.apply(&base))
+        .map_err(|(key, expected, found)| {
             Failure::message(Exit::BadInput, format!("--set {key}: expected {expected}, found {found}"))
-        },
-    )
+        })?;
+    let is_set = |set: &String| set.split('=').next().is_some_and(|key| key.trim() == "num_gpu_blocks");
+    plan_memory(deployment, args.deployment.is_some() || args.set.iter().any(is_set), model, gpu, output)
+}
+
+/// A relative difference between planned and recorded KV blocks that is worth a note.
+const KV_BLOCKS_TOLERANCE: f64 = 0.03;
+
+/// Gives the deployment the KV blocks of the memory plan, or, where they are `known`, notes when the plan differs.
+fn plan_memory(
+    deployment: Deployment,
+    known: bool,
+    model: &ModelSpec,
+    gpu: &GpuSpec,
+    output: Output,
+) -> Result<Deployment, Failure> {
+    let options = MemoryOptions::default();
+    if !known {
+        let hint = "--deployment or --set num_gpu_blocks=N says how many KV blocks there are";
+        return deployment
+            .planned(model, gpu, &options)
+            .map_err(|error| Failure::new(Exit::BadInput, error).with_hint(hint));
+    }
+    let blocks = deployment.num_gpu_blocks;
+    match MemoryPlan::new(model, gpu, &deployment, &options).map(|plan| plan.check(blocks)) {
+        Ok(check) if check.error().abs() > KV_BLOCKS_TOLERANCE => output.note(format!("note: {check}")),
+        Ok(_) => {}
+        Err(error) => {
+            output.note(format!("note: KV blocks: the deployment says {blocks}, no memory plan: {error}"))
+        }
+    }
+    Ok(deployment)
 }
 
 /// What is printed about a simulation.

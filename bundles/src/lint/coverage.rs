@@ -172,8 +172,9 @@ fn steps(model: &ModelSpec, subject: &Subject, options: &LintOptions) -> Vec<Ste
     let lengths = Lengths::of(model, options);
     let (max_tokens, max_seqs) = (options.max_num_tokens.max(1), options.max_num_seqs.max(1));
     let gpu = &subject.bundle.manifest.gpu;
-    let deployment = Deployment::defaults(model, gpu, EngineMode::Eager);
-    let capacity = u64::from(deployment.num_gpu_blocks) * u64::from(deployment.block_size);
+    // A model that does not fit is asked for its shortest contexts alone.
+    let capacity = Deployment::defaults(model, gpu, EngineMode::Eager)
+        .map_or(0, |deployment| u64::from(deployment.num_gpu_blocks) * u64::from(deployment.block_size));
     let mut steps = BTreeSet::new();
     let mut push = |chunks: Vec<(u32, u32)>, decodes: Vec<u32>| {
         steps.insert((chunks, decodes));

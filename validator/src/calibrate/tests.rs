@@ -82,7 +82,7 @@ fn workload(requests: &[(u64, u32, u32)]) -> Workload {
 /// A run of the known engine.
 fn real(name: &str, mode: EngineMode, workload: &Workload, profile: &EngineProfile) -> FitRun {
     let model = ModelSpec::load("qwen3-0.6b").unwrap();
-    let mut deployment = Deployment::defaults(&model, &times().gpu, mode);
+    let mut deployment = Deployment::defaults(&model, &times().gpu, mode).unwrap();
     deployment.max_model_len = 20_480;
     let options = SimulateOptions { seed: 7, ..SimulateOptions::default() };
     let run = simulate(&model, workload, &deployment, profile, times(), &options).unwrap().run;

@@ -36,7 +36,8 @@ fn profile() -> EngineProfile {
 }
 
 fn deployment() -> Deployment {
-    Deployment { max_num_batched_tokens: 512, ..Deployment::defaults(&model(), &gpu(), EngineMode::Eager) }
+    let defaults = Deployment::defaults(&model(), &gpu(), EngineMode::Eager).unwrap();
+    Deployment { max_num_batched_tokens: 512, ..defaults }
 }
 
 fn model() -> ModelSpec {
