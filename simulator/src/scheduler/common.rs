@@ -1,12 +1,30 @@
 //! What every policy does alike: refusing what can never fit, decoding on, and letting finished sequences go.
 
-use plumbline_schema::WorkloadRequest;
+use plumbline_schema::{Deployment, WorkloadRequest};
 
-use super::{Rejection, ScheduledStep, Steady};
+use super::{Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady};
 use crate::{
     kv_cache::KvCache,
     sequence::{SequenceId, Sequences},
 };
+
+/// Refuses a deployment out of range, or with a key (what it is, and the one value that is modelled) set otherwise.
+///
+/// # Errors
+/// Names the first such key.
+pub(super) fn check_deployment<const N: usize>(
+    deployment: &Deployment,
+    scheduler: SchedulerKind,
+    modelled: [(&'static str, String, &'static str); N],
+) -> Result<(), SchedulerError> {
+    deployment.check().map_err(|(key, expected, found)| SchedulerError::Invalid { key, expected, found })?;
+    for (key, value, supported) in modelled {
+        if value != supported {
+            return Err(SchedulerError::Unsupported { scheduler, key, value, supported });
+        }
+    }
+    Ok(())
+}
 
 /// Refuses a request that no empty engine could serve to its end.
 ///
@@ -17,18 +35,25 @@ pub(super) fn check_servable(
     max_model_len: u32,
     kv_cache: &KvCache,
 ) -> Result<(), Rejection> {
+    let num_tokens = check_model_len(request, max_model_len)?;
+    // The last output token is never fed back, so it is never cached.
+    check_cache(num_tokens.saturating_sub(1), kv_cache.num_blocks(), kv_cache.block_size())
+}
+
+/// Refuses a request whose prompt and output exceed `max_model_len`; returns how many tokens they are.
+pub(super) fn check_model_len(request: &WorkloadRequest, max_model_len: u32) -> Result<u32, Rejection> {
     let num_tokens = u64::from(request.num_prefill_tokens) + u64::from(request.num_decode_tokens);
     if num_tokens > u64::from(max_model_len) {
         return Err(Rejection::LongerThanModelLen { num_tokens, max_model_len });
     }
-    // The last output token is never fed back, so it is never cached. Below 2^32, as checked above.
-    let num_cached = num_tokens.saturating_sub(1) as u32;
-    if kv_cache.blocks_for(num_cached) > kv_cache.num_blocks() {
-        return Err(Rejection::LargerThanKvCache {
-            num_tokens: u64::from(num_cached),
-            num_blocks: kv_cache.num_blocks(),
-            block_size: kv_cache.block_size(),
-        });
+    Ok(num_tokens as u32)
+}
+
+/// Refuses a request of which `num_tokens` have to be in the cache at once, where they need more than `num_blocks`.
+pub(super) fn check_cache(num_tokens: u32, num_blocks: u32, block_size: u32) -> Result<(), Rejection> {
+    if num_tokens.div_ceil(block_size) > num_blocks {
+        let num_tokens = u64::from(num_tokens);
+        return Err(Rejection::LargerThanKvCache { num_tokens, num_blocks, block_size });
     }
     Ok(())
 }
@@ -43,20 +68,30 @@ pub(super) fn steady_decodes(
     sequences: &Sequences,
     kv_cache: &KvCache,
 ) -> Option<Steady> {
+    // Each sequence may need a block more than its share of whole ones.
+    let blocks_each = kv_cache.num_free() / (running.len() as u32).max(1);
+    let max_steps = blocks_each.saturating_sub(1).saturating_mul(kv_cache.block_size());
+    steady_decodes_at_most(max_steps, running, sequences)
+}
+
+/// As [`steady_decodes`], where the blocks last for `max_steps`.
+pub(super) fn steady_decodes_at_most(
+    max_steps: u32,
+    running: &[SequenceId],
+    sequences: &Sequences,
+) -> Option<Steady> {
     if running.is_empty() {
         return None;
     }
-    let mut num_steps = u32::MAX;
-    for &id in running {
+    let mut num_steps = max_steps;
+    // The youngest is the likeliest not to decode yet.
+    for &id in running.iter().rev() {
         let sequence = &sequences[id];
         if !sequence.is_decoding() {
             return None;
         }
         num_steps = num_steps.min(sequence.num_remaining_tokens() - 1);
     }
-    // Each sequence may need a block more than its share of whole ones.
-    let blocks_each = kv_cache.num_free() / running.len() as u32;
-    let num_steps = num_steps.min(blocks_each.saturating_sub(1).saturating_mul(kv_cache.block_size()));
     Steady::of(num_steps, running.iter().map(|&id| &sequences[id]))
 }
 
@@ -76,8 +111,8 @@ pub(super) fn advance_decodes(
     }
 }
 
-/// Gives each sequence that a step computed to its end its token; those that are done leave `running`, the cache and
-/// `sequences`, in the step's order, into `finished`.
+/// Takes a step's sequences out of flight, and gives each that it computed to its end its token; those that are done
+/// leave `running`, the cache and `sequences`, in the step's order, into `finished`.
 pub(super) fn complete_step(
     step: &ScheduledStep,
     running: &mut Vec<SequenceId>,
@@ -86,8 +121,12 @@ pub(super) fn complete_step(
     finished: &mut Vec<SequenceId>,
 ) {
     finished.clear();
-    for scheduled in step.sequences.iter().filter(|s| s.samples) {
+    for scheduled in &step.sequences {
         let sequence = &mut sequences[scheduled.id];
+        sequence.is_in_flight = false;
+        if !scheduled.samples {
+            continue;
+        }
         sequence.num_output_tokens += 1;
         sequence.num_in_flight_tokens = sequence.num_in_flight_tokens.saturating_sub(1);
         if sequence.num_output_tokens >= sequence.max_output_tokens {

@@ -4,7 +4,14 @@
 //! whether a step is timed by a model or by a clock.
 
 mod common;
+mod faster_transformer;
+#[cfg(test)]
+mod laws;
+mod orca;
+mod pool;
+mod sarathi;
 mod step;
+mod vllm_v0;
 mod vllm_v1;
 
 use std::{fmt, str::FromStr};
@@ -13,7 +20,11 @@ use plumbline_schema::{AttentionLoad, Deployment, WorkloadRequest};
 use thiserror::Error;
 
 pub use self::{
+    faster_transformer::FasterTransformer,
+    orca::Orca,
+    sarathi::Sarathi,
     step::{ScheduledSequence, ScheduledStep},
+    vllm_v0::VllmV0,
     vllm_v1::VllmV1,
 };
 use crate::{
@@ -127,15 +138,26 @@ pub enum Rejection {
         /// The deployment's limit.
         max_model_len: u32,
     },
-    /// The whole KV cache cannot hold it.
+    /// The whole KV cache cannot hold it, less what the policy keeps free.
     #[error("{num_tokens} cached tokens need more than the {num_blocks} usable KV blocks of {block_size}")]
     LargerThanKvCache {
-        /// Tokens to be cached: prompt and output without the last token, which is never read back.
+        /// Tokens to be cached: prompt and output, without the last token, which is never read back, unless memory is
+        /// reserved for it.
         num_tokens: u64,
         /// Usable blocks.
         num_blocks: u32,
         /// Tokens per block.
         block_size: u32,
+    },
+    /// It could not be computed in one step, and the policy does not split what it computes.
+    #[error(
+        "{num_tokens} tokens, to be computed whole after a preemption, exceed max_num_batched_tokens = {max_num_batched_tokens}"
+    )]
+    LongerThanBudget {
+        /// Prompt and output tokens, without the last.
+        num_tokens: u32,
+        /// The deployment's limit.
+        max_num_batched_tokens: u32,
     },
     /// Its prompt was computed elsewhere.
     #[error("the scheduler cannot take in prompts that another engine has computed")]
@@ -174,17 +196,35 @@ pub enum SchedulerError {
 pub enum SchedulerKind {
     /// vLLM's V1 scheduler: one token budget, running first, chunked prefill, preemption by recompute.
     VllmV1,
+    /// Sarathi-Serve's: chunked prefills that hold no decode back.
+    Sarathi,
+    /// vLLM's V0 scheduler: whole prefills first, else decodes.
+    VllmV0,
+    /// Orca's: iteration-level batches, memory reserved for prompt and output.
+    Orca,
+    /// `FasterTransformer`'s: a batch runs until all of its requests are done.
+    FasterTransformer,
 }
 
 impl SchedulerKind {
     /// Every scheduler.
-    pub const ALL: [Self; 1] = [Self::VllmV1];
+    pub const ALL: [Self; 5] = [
+        Self::VllmV1,
+        Self::VllmV0,
+        Self::Sarathi,
+        Self::Orca,
+        Self::FasterTransformer,
+    ];
 
     /// The name in engine profiles and on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::VllmV1 => "vllm-v1",
+            Self::Sarathi => "sarathi",
+            Self::VllmV0 => "vllm-v0",
+            Self::Orca => "orca",
+            Self::FasterTransformer => "faster-transformer",
         }
     }
 
@@ -195,6 +235,10 @@ impl SchedulerKind {
     pub fn build(self, deployment: &Deployment) -> Result<Box<dyn Scheduler>, SchedulerError> {
         match self {
             Self::VllmV1 => Ok(Box::new(VllmV1::new(deployment)?)),
+            Self::Sarathi => Ok(Box::new(Sarathi::new(deployment)?)),
+            Self::VllmV0 => Ok(Box::new(VllmV0::new(deployment)?)),
+            Self::Orca => Ok(Box::new(Orca::new(deployment)?)),
+            Self::FasterTransformer => Ok(Box::new(FasterTransformer::new(deployment)?)),
         }
     }
 }
@@ -235,7 +279,8 @@ mod tests {
         for kind in SchedulerKind::ALL {
             assert_eq!(kind.to_string().parse::<SchedulerKind>().unwrap(), kind);
         }
-        let error = "orca".parse::<SchedulerKind>().unwrap_err();
-        assert_eq!(error.to_string(), "expected a scheduler (vllm-v1), found `orca`");
+        let error = "vllm-v9".parse::<SchedulerKind>().unwrap_err().to_string();
+        let known = SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
+        assert_eq!(error, format!("expected a scheduler ({known}), found `vllm-v9`"));
     }
 }
