@@ -15,7 +15,7 @@ use crate::{
         StepTime, StepTimeError, StepTimeModel,
         pipeline::{Launched, Pipeline, StepParts},
     },
-    times::OperatorTimes,
+    times::{OperatorTimes, ProvenanceTimes},
 };
 
 /// Lends a step-time model: one executor's alone, or one that replicas of a kind share.
@@ -94,6 +94,8 @@ struct InFlight {
 pub struct Busy {
     /// GPU time of all steps, ns.
     pub gpu_ns: f64,
+    /// Predicted operator times of all steps, before the profile's factors, by where they come from.
+    pub provenance: ProvenanceTimes,
     /// Steps launched kernel by kernel, in piecewise graphs, and in one full graph.
     pub steps: [u64; 3],
 }
@@ -166,6 +168,7 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
         }
         self.is_after_idle = false;
         self.busy.gpu_ns += time.gpu_ns;
+        self.busy.provenance += time.parts.provenance;
         self.busy.steps[dispatch as usize] += 1;
         if let Some(kept) = &mut self.kept {
             kept.push(time);

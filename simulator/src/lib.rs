@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod executor;
 pub mod kv_cache;
 pub mod metrics;
+pub mod output;
 pub mod prefix;
 pub mod recorder;
 pub mod replay;

@@ -123,8 +123,8 @@ pub trait Recorder {
     /// A step was launched.
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>);
 
-    /// A launched step's tokens were out at `end`.
-    fn step_end(&mut self, replica: u32, number: u32, end: Nanos);
+    /// The tokens of a step launched at `start` were out at `end`.
+    fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos);
 
     /// A step of `num_seqs` decodes and nothing else was run.
     fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32);
@@ -199,11 +199,11 @@ impl Recorder for RunRecorder {
         }
     }
 
-    fn step_end(&mut self, replica: u32, number: u32, end: Nanos) {
+    fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos) {
         let log = self.log(replica);
         log.step_ends.push(end);
         if let Some(step) = log.steps.get_mut(number as usize) {
-            step.step_duration_ns = end.saturating_since(step.step_start_ns);
+            step.step_duration_ns = end.saturating_since(start);
         }
     }
 

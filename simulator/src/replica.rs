@@ -6,7 +6,7 @@ use plumbline_schema::{Nanos, WorkloadRequest};
 
 use crate::{
     recorder::{Outcome, Recorder, StepRecord, TokenSteps},
-    scheduler::{ScheduledStep, Scheduler},
+    scheduler::{ScheduledStep, Scheduler, SchedulerState},
     sequence::SequenceId,
     serve::{Executor, ServeError},
 };
@@ -62,6 +62,22 @@ pub struct ReplicaCounts {
     pub rejected: u64,
     /// How often a sequence lost its blocks.
     pub preemptions: u64,
+    /// KV blocks in use, summed over time: block ns.
+    pub kv_block_ns: u128,
+    /// Most KV blocks in use at once.
+    pub kv_blocks_max: u32,
+    /// Most sequences running at once.
+    pub running_max: u64,
+    /// Most sequences waiting at once.
+    pub waiting_max: u64,
+}
+
+impl ReplicaCounts {
+    fn observe(&mut self, state: &SchedulerState<'_>) {
+        self.kv_blocks_max = self.kv_blocks_max.max(state.kv_cache.num_used());
+        self.running_max = self.running_max.max(state.num_running as u64);
+        self.waiting_max = self.waiting_max.max(state.num_waiting as u64);
+    }
 }
 
 /// A scheduler and what runs its steps.
@@ -279,6 +295,7 @@ impl<E: Executor> Replica<E> {
         let number = self.counts.steps as u32;
         self.counts.steps += 1;
         self.counts.step_seqs += step.sequences.len() as u64;
+        self.counts.observe(&state);
         self.counts.preemptions += step.preempted.len() as u64;
         for s in &step.sequences {
             self.counts.step_tokens += u64::from(s.num_tokens);
@@ -298,7 +315,9 @@ impl<E: Executor> Replica<E> {
     fn complete<R: Recorder>(&mut self, recorder: &mut R) {
         let Some((InFlight { number, start, step }, end)) = self.finishing.take() else { return };
         let duration = end.saturating_since(start);
-        recorder.step_end(self.number, number, end);
+        let used = self.scheduler.state().kv_cache.num_used();
+        self.counts.kv_block_ns += u128::from(used) * u128::from(duration.0);
+        recorder.step_end(self.number, number, start, end);
         for s in &step.sequences {
             let progress = &mut self.progress[s.id.index()];
             progress.executed += duration;
@@ -360,7 +379,13 @@ impl<E: Executor> Replica<E> {
         if done == 0 {
             return Ok(false);
         }
+        // A stretch takes blocks evenly, so that their mean lies half way.
+        let before = self.scheduler.state().kv_cache.num_used();
         self.scheduler.advance(done);
+        let state = self.scheduler.state();
+        self.counts.observe(&state);
+        let twice_mean = u128::from(before + state.kv_cache.num_used());
+        self.counts.kv_block_ns += twice_mean * u128::from(executed.0) / 2;
         for id in self.scheduler.running() {
             let progress = &mut self.progress[id.index()];
             progress.executed += executed;

@@ -2,8 +2,7 @@
 
 use plumbline_bundles::{Dispatch, EngineProfile};
 use plumbline_schema::{
-    Deployment, HostFactorUsed, HostInfo, ModelSpec, Nanos, RequestMetrics, RequestStatus, Run, RunInfo,
-    RunKind, TokenMetrics, Workload,
+    Deployment, HostFactorUsed, HostInfo, ModelSpec, Nanos, Run, RunInfo, RunKind, Workload,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -11,7 +10,7 @@ use thiserror::Error;
 use crate::{
     cluster::ClusterError,
     executor::SimulatedExecutor,
-    recorder::Outcome,
+    output::{request_row, token_rows},
     residual::Residuals,
     scheduler::{Rejection, SchedulerError, SchedulerKind, UnknownScheduler},
     serve::{ServeError, Served, serve},
@@ -225,42 +224,9 @@ fn report<T: OperatorTimes>(
             host: options.host.clone(),
             host_factor: options.host_factor.clone(),
         },
-        requests: requests.iter().map(|outcome| request_metrics(outcome, &profile.name)).collect(),
-        tokens: requests.iter().flat_map(|outcome| token_metrics(outcome, &log.step_ends)).collect(),
+        requests: requests.iter().map(|outcome| request_row(outcome, &profile.name)).collect(),
+        tokens: requests.iter().flat_map(|outcome| token_rows(outcome, &log.step_ends)).collect(),
         steps: log.steps,
     };
     Simulation { run, step_times, coverage: provenance.shares(), counts, rejections }
-}
-
-/// The row of `request_metrics.csv`.
-#[must_use]
-pub fn request_metrics(outcome: &Outcome, backend: &str) -> RequestMetrics {
-    let request = &outcome.request;
-    RequestMetrics {
-        request_id: request.request_id,
-        arrival_time_ns: request.arrival_time_ns,
-        admitted_time_ns: outcome.admitted,
-        first_token_time_ns: outcome.first_token,
-        ttft_ns: outcome.ttft(),
-        completion_time_ns: outcome.last_token,
-        num_prefill_tokens: request.num_prefill_tokens,
-        num_decode_tokens: request.num_decode_tokens,
-        num_decode_tokens_actual: outcome.num_tokens,
-        status: if outcome.rejection.is_some() { RequestStatus::Rejected } else { RequestStatus::Ok },
-        backend: backend.to_owned(),
-    }
-}
-
-/// The rows of `token_metrics.csv`, from when each of the replica's steps ended.
-pub fn token_metrics<'a>(
-    outcome: &'a Outcome,
-    step_ends: &'a [Nanos],
-) -> impl Iterator<Item = TokenMetrics> + 'a {
-    let mut last = None;
-    outcome.token_steps.iter().zip(0..).map(move |(step, token_index)| {
-        let token_time_ns = step_ends[step as usize];
-        let before = last.replace(token_time_ns).unwrap_or(token_time_ns);
-        let token_latency_ns = token_time_ns.saturating_since(before);
-        TokenMetrics { request_id: outcome.request.request_id, token_index, token_time_ns, token_latency_ns }
-    })
 }

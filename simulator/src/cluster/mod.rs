@@ -1,6 +1,7 @@
 //! Many replicas behind a router: of one kind or several, or split into prefill and decode.
 
 pub mod router;
+mod run;
 
 use std::{
     cell::RefCell,
@@ -10,7 +11,10 @@ use std::{
 
 use plumbline_schema::{Nanos, WorkloadRequest};
 
-pub use self::router::{Loads, Router, RouterKind};
+pub use self::{
+    router::{Loads, Router, RouterKind},
+    run::{ClusterRun, Engines, ReplicaSummary, simulate_cluster},
+};
 use crate::{
     arrival::RequestSource,
     executor::{Busy, SimulatedExecutor},
@@ -84,8 +88,10 @@ pub struct ReplicaReport {
     pub counts: ReplicaCounts,
     /// What its time went into.
     pub busy: Busy,
-    /// When its clock stood still.
+    /// When its last step ended.
     pub end: Nanos,
+    /// Usable KV blocks.
+    pub num_kv_blocks: u32,
 }
 
 /// A cluster that serves requests from a source.
@@ -375,6 +381,7 @@ impl<'a, T: OperatorTimes> Cluster<'a, T> {
             counts: member.replica.counts(),
             busy: member.replica.executor().busy(),
             end: member.replica.executor().last_end(),
+            num_kv_blocks: member.replica.scheduler().state().kv_cache.num_blocks(),
         };
         self.replicas.iter().map(report).collect()
     }
@@ -408,8 +415,8 @@ impl<R: Recorder> Recorder for PrefillRecorder<'_, R> {
         self.0.step(record, step, requests);
     }
 
-    fn step_end(&mut self, replica: u32, number: u32, end: Nanos) {
-        self.0.step_end(replica, number, end);
+    fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos) {
+        self.0.step_end(replica, number, start, end);
     }
 
     fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {

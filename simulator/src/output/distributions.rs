@@ -1,0 +1,134 @@
+//! Distributions of a simulation's times and batches, exact at any size.
+
+use std::{collections::BTreeMap, io};
+
+use plumbline_schema::Nanos;
+use serde::Serialize;
+
+use crate::{metrics::ExactQuantiles, recorder::Outcome};
+
+/// Times of requests, gaps between tokens, and batches.
+///
+/// Those of requests follow Vidur's metrics (microsoft/vidur, `vidur/metrics/constants.py`); `docs/metrics.md` names
+/// each one's counterpart.
+#[derive(Debug, Default)]
+pub struct Distributions {
+    ttft: ExactQuantiles,
+    itl: ExactQuantiles,
+    tpot: ExactQuantiles,
+    e2e: ExactQuantiles,
+    scheduling_delay: ExactQuantiles,
+    execution: ExactQuantiles,
+    preemption: ExactQuantiles,
+    batch_time: ExactQuantiles,
+    batch_size: ExactQuantiles,
+    batch_tokens: ExactQuantiles,
+}
+
+/// A mean over tokens is kept in picoseconds, since it is no whole number of nanoseconds.
+const TPOT_UNITS_PER_NS: f64 = 1e3;
+
+/// The percentiles that are told of every distribution.
+pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
+
+/// What is told of one distribution, in its unit: ns, or a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DistributionSummary {
+    /// Samples.
+    pub n: u64,
+    /// Arithmetic mean.
+    pub mean: Option<f64>,
+    /// Least.
+    pub min: Option<f64>,
+    /// Median.
+    pub p50: Option<f64>,
+    /// 90th percentile.
+    pub p90: Option<f64>,
+    /// 95th percentile.
+    pub p95: Option<f64>,
+    /// 99th percentile.
+    pub p99: Option<f64>,
+    /// 99.9th percentile.
+    pub p999: Option<f64>,
+    /// Greatest.
+    pub max: Option<f64>,
+}
+
+/// Every distribution by name.
+pub type Summaries = BTreeMap<&'static str, DistributionSummary>;
+
+impl Distributions {
+    /// Adds `count` gaps between tokens.
+    #[inline]
+    pub(super) fn gaps(&mut self, gap: Nanos, count: u32) -> io::Result<()> {
+        self.itl.push(gap.0, count)
+    }
+
+    /// Adds a step's batch.
+    #[inline]
+    pub(super) fn batch(&mut self, num_seqs: u32, num_tokens: u32) -> io::Result<()> {
+        self.batch_size.push(num_seqs.into(), 1)?;
+        self.batch_tokens.push(num_tokens.into(), 1)
+    }
+
+    /// Adds a step's duration.
+    #[inline]
+    pub(super) fn batch_time(&mut self, duration: Nanos) -> io::Result<()> {
+        self.batch_time.push(duration.0, 1)
+    }
+
+    /// Adds a request that left; of a rejected one there is nothing to add.
+    pub(super) fn request(&mut self, outcome: &Outcome) -> io::Result<()> {
+        let (Some(ttft), Some(e2e)) = (outcome.ttft(), outcome.e2e()) else { return Ok(()) };
+        self.ttft.push(ttft.0, 1)?;
+        self.e2e.push(e2e.0, 1)?;
+        if let Some(tpot_ns) = outcome.tpot_ns() {
+            self.tpot.push((tpot_ns * TPOT_UNITS_PER_NS).round() as u64, 1)?;
+        }
+        self.execution.push(outcome.executed.0, 1)?;
+        let Some(first_scheduled) = outcome.first_scheduled else { return Ok(()) };
+        let delay = first_scheduled.saturating_since(outcome.request.arrival_time_ns);
+        self.scheduling_delay.push(delay.0, 1)?;
+        let since = e2e.saturating_since(delay);
+        self.preemption.push(since.saturating_since(outcome.executed).0, 1)
+    }
+
+    /// Tells what was collected.
+    ///
+    /// # Errors
+    /// When samples that were put into a temporary file cannot be read back.
+    pub fn finish(self) -> io::Result<Summaries> {
+        [
+            ("ttft_ns", self.ttft, 1.0),
+            ("itl_ns", self.itl, 1.0),
+            ("tpot_ns", self.tpot, TPOT_UNITS_PER_NS),
+            ("e2e_ns", self.e2e, 1.0),
+            ("scheduling_delay_ns", self.scheduling_delay, 1.0),
+            ("execution_ns", self.execution, 1.0),
+            ("preemption_ns", self.preemption, 1.0),
+            ("step_duration_ns", self.batch_time, 1.0),
+            ("batch_size", self.batch_size, 1.0),
+            ("batch_num_tokens", self.batch_tokens, 1.0),
+        ]
+        .into_iter()
+        .map(|(name, samples, units)| Ok((name, summary(samples, units)?)))
+        .collect()
+    }
+}
+
+fn summary(samples: ExactQuantiles, units: f64) -> io::Result<DistributionSummary> {
+    let found = samples.finish(&PERCENTILES)?;
+    let scaled = |value: Option<f64>| value.map(|value| value / units);
+    let at = |p| scaled(found.percentile_ns(p));
+    Ok(DistributionSummary {
+        n: found.count(),
+        mean: scaled(found.mean_ns()),
+        min: scaled(found.min_ns().map(|value| value as f64)),
+        p50: at(50.0),
+        p90: at(90.0),
+        p95: at(95.0),
+        p99: at(99.0),
+        p999: at(99.9),
+        max: scaled(found.max_ns().map(|value| value as f64)),
+    })
+}
