@@ -53,7 +53,7 @@ fn run<T: OperatorTimes>(
         max_num_batched_tokens: 512,
         max_num_seqs: 128,
         max_model_len: 4096,
-        ..Deployment::defaults(&model, &gpu, EngineMode::Graph)
+        ..Deployment::defaults(&model, &gpu, EngineMode::Graph).expect("a deployment")
     };
     let started = Instant::now();
     let step_time =

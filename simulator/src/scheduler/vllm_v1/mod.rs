@@ -304,7 +304,8 @@ impl Scheduler for VllmV1 {
             // What was computed from tokens in flight is full of known tokens now.
             for scheduled in step.sequences.iter().filter(|s| s.samples) {
                 let sequence = &sequences[scheduled.id];
-                let num_known = sequence.num_computed_tokens.saturating_sub(sequence.num_in_flight_tokens - 1);
+                let num_known =
+                    sequence.num_computed_tokens.saturating_sub(sequence.num_in_flight_tokens - 1);
                 kv_cache.publish(scheduled.id, sequences.request(scheduled.id), num_known);
             }
         }
@@ -363,7 +364,9 @@ fn publish_decodes(running: &[SequenceId], sequences: &Sequences, kv_cache: &mut
         let end = sequences[id].num_computed_tokens;
         let start = end - num_steps;
         let first = (start / block_size as u32 + 1).saturating_mul(block_size as u32);
-        filled.extend((first..=end).step_by(block_size).map(|num_tokens| (num_tokens - start, index, num_tokens)));
+        filled.extend(
+            (first..=end).step_by(block_size).map(|num_tokens| (num_tokens - start, index, num_tokens)),
+        );
     }
     filled.sort_unstable();
     for (_, index, num_tokens) in filled {
