@@ -1,7 +1,9 @@
 //! Does the scheduler, fed a real run's clock, form the batches that the real engine formed?
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
+    mem,
     path::{self, Path, PathBuf},
 };
 
@@ -177,7 +179,8 @@ pub fn replay(run: &Run) -> Result<ReplayReport, ReplayError> {
 ///
 /// A request is known to a step when it was admitted before the step began; the replay then assumes that
 /// the step ran as formed. Requests that the real run rejected are left out. Priorities and shared prompts are the
-/// workload's.
+/// workload's. Steps of the real run that only preempted are compared as part of the step after them, as the scheduler
+/// forms them.
 ///
 /// # Errors
 /// When the run lacks what a replay needs, its deployment asks for what the scheduler does not model, or the
@@ -210,7 +213,12 @@ pub fn replay_with(
         preemptions: 0,
         unfinished: 0,
     };
+    let mut num_empty = 0;
     for (number, real) in run.steps.iter().enumerate() {
+        if real.batch.is_empty() {
+            num_empty += 1;
+            continue;
+        }
         while let Some((_, request)) = admissions.next_if(|(time, _)| *time <= real.step_start_ns) {
             // What the scheduler rejects shows as a difference, since the real engine served it.
             if let Ok(id) = scheduler.add(request) {
@@ -219,8 +227,10 @@ pub fn replay_with(
         }
         scheduler.schedule(&mut replayed.step);
         let batch = replayed.step.batch();
-        match replayed.first_difference(real, &batch, scheduler.as_ref()) {
-            None => report.identical += 1,
+        let merged = merged(&run.steps[number - num_empty..=number]);
+        let num_steps = 1 + mem::take(&mut num_empty);
+        match replayed.first_difference(&merged, &batch, scheduler.as_ref()) {
+            None => report.identical += num_steps,
             Some(part) if report.first_difference.is_none() => {
                 report.first_difference = Some(StepDifference {
                     step: number,
@@ -228,7 +238,7 @@ pub fn replay_with(
                     part,
                     real: real.batch.clone(),
                     replayed: batch,
-                    real_requests: real.requests.clone(),
+                    real_requests: merged.requests.clone(),
                     replayed_requests: replayed.requests(scheduler.as_ref()),
                 });
             }
@@ -238,7 +248,22 @@ pub fn replay_with(
         scheduler.complete(&replayed.step, &mut finished);
     }
     report.unfinished = scheduler.state().num_unfinished() + admissions.len();
+    if report.unfinished == 0 {
+        report.identical += num_empty;
+    }
     Ok(report)
+}
+
+/// The last of `steps`, with the preemptions of those before it, which computed nothing.
+fn merged(steps: &[StepMetrics]) -> Cow<'_, StepMetrics> {
+    let (last, empty) = steps.split_last().expect("at least one step");
+    let mut merged = Cow::Borrowed(last);
+    for requests in empty.iter().filter_map(|step| step.requests.as_ref()) {
+        let preempted = &mut merged.to_mut().requests.get_or_insert_default().preempted_request_ids;
+        preempted.extend(&requests.preempted_request_ids);
+        preempted.sort_unstable();
+    }
+    merged
 }
 
 /// The newest step of a replay.

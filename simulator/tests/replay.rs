@@ -77,7 +77,8 @@ fn each_recorded_part_of_a_step_counts() {
     let recorded =
         |run: &Run| run.steps.iter().all(|step| step.requests.as_ref().unwrap().free_blocks.is_some());
     assert!(recorded(&whole));
-    let edits: [(StepPart, fn(&mut StepMetrics)); 4] = [
+    type Edit = fn(&mut StepMetrics);
+    let edits: [(StepPart, Edit); 4] = [
         (StepPart::Batch, |step| step.batch.decode_contexts[0] += 1),
         (StepPart::Requests, |step| step.requests.as_mut().unwrap().decode_request_ids[0] += 1),
         (StepPart::Preempted, |step| step.requests.as_mut().unwrap().preempted_request_ids.push(1)),

@@ -1,12 +1,13 @@
 //! `plumb compare`: real repeats against one simulated run, or against the scheduler alone.
 
 use std::{
+    fmt::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use plumbline_schema::{Run, StepBatch};
-use plumbline_simulator::replay::{ReplayReport, StepDifference, replay};
+use plumbline_schema::{Run, StepBatch, StepRequests};
+use plumbline_simulator::replay::{ReplayReport, StepDifference, replay_folder};
 use plumbline_validator::{CaseResult, Role, SuiteResult, compare, render_table, write_report};
 use serde::Serialize;
 
@@ -19,7 +20,9 @@ use crate::{
 /// Compare real runs with one simulated run, or replay their steps through the scheduler
 ///
 /// With --replay-steps, the scheduler is fed the admitted times and step starts of each real run; the exit code is 3
-/// when it forms another batch than the real engine did.
+/// when it forms another step than the real engine did: another batch, or, where the run records them, another's tokens,
+/// other preemptions or another number of free blocks. Priorities and shared prompts are those of workload.csv in the
+/// run folder, or else of workloads/NAME.csv in one of the three folders above.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Real run folder; several are taken as repeats of one workload (can be repeated)
@@ -34,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "replay_steps")]
     out: Option<PathBuf>,
 
-    /// Does the scheduler, fed the real step starts, form the batches that the real engine formed?
+    /// Does the scheduler, fed the real step starts, form the steps that the real engine formed?
     #[arg(long, conflicts_with_all = ["sim", "out"])]
     replay_steps: bool,
 }
@@ -83,15 +86,37 @@ struct Replay<'a> {
 struct Difference<'a> {
     step: usize,
     step_start_ns: u64,
+    /// `batch`, `requests`, `preempted` or `free_blocks`.
+    part: &'static str,
     real: &'a StepBatch,
     replayed: &'a StepBatch,
+    real_requests: Option<Requests<'a>>,
+    replayed_requests: Requests<'a>,
+}
+
+#[derive(Serialize)]
+struct Requests<'a> {
+    prefill: &'a [u64],
+    decode: &'a [u64],
+    preempted: &'a [u64],
+    free_blocks: Option<u32>,
+}
+
+impl<'a> From<&'a StepRequests> for Requests<'a> {
+    fn from(requests: &'a StepRequests) -> Self {
+        Self {
+            prefill: &requests.prefill_request_ids,
+            decode: &requests.decode_request_ids,
+            preempted: &requests.preempted_request_ids,
+            free_blocks: requests.free_blocks,
+        }
+    }
 }
 
 fn replay_steps(real: &[PathBuf], output: Output) -> Result<Exit, Failure> {
     let mut reports = Vec::with_capacity(real.len());
     for folder in real {
-        let run = Run::read(folder)?;
-        let report = replay(&run).map_err(|error| {
+        let report = replay_folder(folder).map_err(|error| {
             let context = format!("{}", folder.display());
             Failure::new(Exit::BadInput, anyhow::Error::new(error).context(context))
         })?;
@@ -113,8 +138,11 @@ fn describe<'a>(name: &'a Path, report: &'a ReplayReport) -> Replay<'a> {
         first_difference: report.first_difference.as_ref().map(|difference| Difference {
             step: difference.step,
             step_start_ns: difference.step_start_ns.0,
+            part: difference.part.name(),
             real: &difference.real,
             replayed: &difference.replayed,
+            real_requests: difference.real_requests.as_ref().map(Requests::from),
+            replayed_requests: Requests::from(&difference.replayed_requests),
         }),
     }
 }
@@ -140,21 +168,45 @@ fn text(reports: &[(&Path, ReplayReport)]) -> String {
 }
 
 fn difference_text(name: &Path, difference: &StepDifference) -> String {
-    let batch = |batch: &StepBatch| {
-        format!(
+    let side = |batch: &StepBatch, requests: Option<&StepRequests>| {
+        let mut text = format!(
             "prefill {} decode {}",
             or_none(batch.format_prefill_chunks()),
             or_none(batch.format_decode_contexts())
-        )
+        );
+        if let Some(requests) = requests {
+            text.push_str(&requests_text(requests));
+        }
+        text
     };
     format!(
-        "{}: first differs in step {} at {}\n  real     {}\n  replayed {}\n",
+        "{}: first differs in step {} at {}, in {}\n  real     {}\n  replayed {}\n",
         name.display(),
         difference.step,
         difference.step_start_ns,
-        batch(&difference.real),
-        batch(&difference.replayed),
+        difference.part.name(),
+        side(&difference.real, difference.real_requests.as_ref()),
+        // Beside a run that records no requests they say nothing.
+        side(
+            &difference.replayed,
+            difference.real_requests.as_ref().and(Some(&difference.replayed_requests))
+        ),
     )
+}
+
+fn requests_text(requests: &StepRequests) -> String {
+    let ids = |ids: &[u64]| or_none(ids.iter().map(u64::to_string).collect::<Vec<_>>().join(";"));
+    let mut text = format!(
+        "\n           of requests {} and {}, preempted {}",
+        ids(&requests.prefill_request_ids),
+        ids(&requests.decode_request_ids),
+        ids(&requests.preempted_request_ids)
+    );
+    if let Some(free_blocks) = requests.free_blocks {
+        // Writing to a string does not fail.
+        let _ = write!(text, ", {free_blocks} blocks free");
+    }
+    text
 }
 
 fn or_none(text: String) -> String {

@@ -28,6 +28,8 @@
 mod waiting;
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -289,10 +291,19 @@ impl Scheduler for VllmV1 {
         if let Some(cadence) = &mut self.cadence {
             cadence.step += 1;
         }
-        let mut budget = self.max_num_batched_tokens;
-        self.schedule_running(step, &mut budget);
-        if step.preempted.is_empty() {
-            self.schedule_waiting(step, &mut budget);
+        loop {
+            let num_preempted = step.preempted.len();
+            let mut budget = self.max_num_batched_tokens;
+            self.schedule_running(step, &mut budget);
+            if step.preempted.len() == num_preempted {
+                self.schedule_waiting(step, &mut budget);
+                break;
+            }
+            // With priorities the first of the running may have to go itself, and vLLM then forms a step of nothing; it
+            // takes no time, so the step after it stands for both.
+            if !step.is_empty() {
+                break;
+            }
         }
         self.num_steps_in_flight += u32::from(!step.is_empty());
     }
