@@ -17,31 +17,30 @@ pub struct OperatorCall {
     pub repeats: u32,
 }
 
-/// A number of GPUs that the model cannot be split over.
+/// A tensor-parallel size that does not divide the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ParallelismError {
-    /// A tensor-parallel size that does not divide the model.
-    #[error(
-        "expected a tensor_parallel_size that divides num_kv_heads = {num_kv_heads} and intermediate_size = {intermediate_size}, found {tensor_parallel_size}"
-    )]
-    Tensor {
-        /// The model's key and value heads.
-        num_kv_heads: u32,
-        /// The model's MLP width.
-        intermediate_size: u32,
-        /// What was asked for.
-        tensor_parallel_size: u32,
-    },
-    /// No stage, or more than there are layers.
-    #[error(
-        "expected a pipeline_parallel_size from 1 to num_layers = {num_layers}, found {pipeline_parallel_size}"
-    )]
-    Pipeline {
-        /// The model's layers.
-        num_layers: u32,
-        /// What was asked for.
-        pipeline_parallel_size: u32,
-    },
+#[error(
+    "expected a tensor_parallel_size that divides num_kv_heads = {num_kv_heads} and intermediate_size = {intermediate_size}, found {tensor_parallel_size}"
+)]
+pub struct ParallelismError {
+    /// The model's key and value heads.
+    pub num_kv_heads: u32,
+    /// The model's MLP width.
+    pub intermediate_size: u32,
+    /// What was asked for.
+    pub tensor_parallel_size: u32,
+}
+
+/// A number of pipeline stages that the model's layers cannot be split over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected a pipeline_parallel_size from 1 to num_layers = {num_layers}, found {pipeline_parallel_size}"
+)]
+pub struct StagesError {
+    /// The model's layers.
+    pub num_layers: u32,
+    /// What was asked for.
+    pub pipeline_parallel_size: u32,
 }
 
 /// The head layout on each of `tensor_parallel_size` GPUs.
@@ -51,7 +50,7 @@ pub enum ParallelismError {
 pub fn heads_per_gpu(model: &ModelSpec, tensor_parallel_size: u32) -> Result<Heads, ParallelismError> {
     let tp = tensor_parallel_size;
     if tp == 0 || !model.num_kv_heads.is_multiple_of(tp) || !model.intermediate_size.is_multiple_of(tp) {
-        return Err(ParallelismError::Tensor {
+        return Err(ParallelismError {
             num_kv_heads: model.num_kv_heads,
             intermediate_size: model.intermediate_size,
             tensor_parallel_size,
@@ -91,10 +90,10 @@ impl Stage {
 ///
 /// # Errors
 /// When there is no stage or one without a layer.
-pub fn stages(model: &ModelSpec, pipeline_parallel_size: u32) -> Result<Vec<Stage>, ParallelismError> {
+pub fn stages(model: &ModelSpec, pipeline_parallel_size: u32) -> Result<Vec<Stage>, StagesError> {
     let (num_layers, size) = (model.num_layers, pipeline_parallel_size);
     if !(1..=num_layers).contains(&size) {
-        return Err(ParallelismError::Pipeline { num_layers, pipeline_parallel_size });
+        return Err(StagesError { num_layers, pipeline_parallel_size });
     }
     let (share, left_over) = (num_layers / size, num_layers % size);
     let stage = |i: u32| {

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use divan::{Bencher, counter::ItemsCount};
 use plumbline_bundles::{
-    Dispatch, DispatchCosts, EngineProfile, HostCost,
+    Dispatch, DispatchCosts, EngineProfile, HostCost, PredictError, Prediction, Provenance,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
-use plumbline_schema::{GpuSpec, ModelSpec, Run, StepBatch, Workload};
-use plumbline_simulator::{RooflineTimes, SimulateOptions, StepTimeModel, replay, simulate};
+use plumbline_schema::{GpuSpec, ModelSpec, Operator, OperatorShape, Run, StepBatch, Workload};
+use plumbline_simulator::{OperatorTimes, RooflineTimes, SimulateOptions, StepTimeModel, replay, simulate};
 
 fn main() {
     divan::main();
@@ -48,14 +48,39 @@ fn profile() -> EngineProfile {
     }
 }
 
-#[divan::bench]
-fn step_time(bencher: Bencher) {
+/// Times of one answer: what a step costs beside predicting its attention.
+struct FixedTimes;
+
+impl OperatorTimes for FixedTimes {
+    fn predict(&self, _operator: Operator, _shape: &OperatorShape) -> Result<Prediction, PredictError> {
+        let time_ns = 5_000.0;
+        Ok(Prediction { time_ns, low_ns: time_ns, high_ns: time_ns, provenance: Provenance::Interpolated })
+    }
+}
+
+/// Asks for batches of 1 to 64 decodes in turn, so that no answer is the last one's.
+fn step_times(bencher: Bencher, times: impl OperatorTimes) {
     let model = ModelSpec::load("qwen3-0.6b").expect("a shipped model");
     let deployment = shipped_run().info.deployment.expect("a deployment");
-    let mut step_time = StepTimeModel::new(&model, times(), &profile(), &deployment).expect("valid");
-    let decodes = vec!["900"; 32].join(";");
-    let batch = StepBatch::parse("", &decodes).expect("a batch").shape();
-    bencher.bench_local(|| step_time.step_time(divan::black_box(&batch), false).expect("a time"));
+    let mut step_time = StepTimeModel::new(&model, times, &profile(), &deployment).expect("valid");
+    let decodes = |number: u32| vec![(900 + number).to_string(); number as usize].join(";");
+    let batch = |number| StepBatch::parse("", &decodes(number)).expect("a batch").shape();
+    let batches: Vec<_> = (1..=64).map(batch).collect();
+    bencher.counter(ItemsCount::new(batches.len())).bench_local(|| {
+        for batch in &batches {
+            divan::black_box(step_time.step_time(divan::black_box(batch), false).expect("a time"));
+        }
+    });
+}
+
+#[divan::bench]
+fn step_time(bencher: Bencher) {
+    step_times(bencher, times());
+}
+
+#[divan::bench]
+fn step_time_beside_prediction(bencher: Bencher) {
+    step_times(bencher, FixedTimes);
 }
 
 #[divan::bench]

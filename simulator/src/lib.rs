@@ -32,5 +32,9 @@ pub use residual::Residuals;
 pub use scheduler::{Rejection, Scheduler, SchedulerError, SchedulerKind};
 pub use serve::{Executor, serve};
 pub use simulate::{SimulateError, SimulateOptions, Simulation, SimulationCounts, simulate, simulate_with};
-pub use step_time::{GpuParts, StepTime, StepTimeError, StepTimeModel, dispatch};
+pub use step_time::{
+    GpuParts, StepTime, StepTimeError, StepTimeModel, dispatch,
+    timer::StepTimer,
+    usage::{OperatorUsage, Usage},
+};
 pub use times::{BundleTimes, Coverage, OperatorTimes, ProvenanceTimes, RooflineTimes};

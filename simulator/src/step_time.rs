@@ -5,7 +5,7 @@ use plumbline_bundles::{
 };
 use plumbline_schema::{
     BatchShape, Deployment, EngineMode, Heads, ModelSpec, Operator, OperatorShape,
-    forward::{self, ParallelismError, Stage, stage_pass},
+    forward::{self, ParallelismError, Stage, StagesError, stage_pass},
 };
 use thiserror::Error;
 
@@ -23,9 +23,12 @@ use usage::Used;
 /// Why a step's time cannot be told.
 #[derive(Debug, Error)]
 pub enum StepTimeError {
-    /// The model cannot be split so.
+    /// The model's heads cannot be split so.
     #[error(transparent)]
     Parallelism(#[from] ParallelismError),
+    /// The model's layers cannot be split so.
+    #[error(transparent)]
+    Stages(#[from] StagesError),
     /// Several GPUs are asked for, and nothing says what their exchange costs.
     #[error(
         "tensor_parallel_size = {tensor_parallel_size} and pipeline_parallel_size = {pipeline_parallel_size} need times of collectives: {source}"

@@ -64,10 +64,11 @@ impl Usage {
     /// Model FLOPs utilisation of a GPU over a span of time: [`Self::model_flops`] a GPU over what it computes in the
     /// span at its bf16 peak. `None` for no time or no GPU.
     ///
-    /// As Vidur counts it (`vidur/utils/mfu_calculator.py`: two operations a parameter and token, and attention), but
-    /// for three things: attention counts the causal pairs only, the LM head one row a sequence, and the peak is the
-    /// data sheet's, in units of 10^12 and not of 2^40. Vidur divides by the time of a batch; give that of the GPU
-    /// ([`Self::gpu_time_ns`] a GPU) for the same, or a run's length for what the run made of its GPUs.
+    /// As Vidur counts it (`vidur/utils/mfu_calculator.py` and `param_counter.py`: two operations a token and parameter of
+    /// the layers, and attention), but for three things: attention counts the causal pairs only, the LM head counts with
+    /// one row a sequence, and the peak is the data sheet's, in units of 10^12 and not of 2^40. Vidur divides by the
+    /// time of a batch; give that of the GPU ([`Self::gpu_time_ns`] a GPU) for the same, or a run's length for what the
+    /// run made of its GPUs.
     #[must_use]
     pub fn mfu(&self, gpu: &GpuSpec, span: Nanos) -> Option<f64> {
         self.share_of_peak(self.model_flops, gpu.bf16_flops_per_s, span)
