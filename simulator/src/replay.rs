@@ -1,7 +1,6 @@
 //! Does the scheduler, fed a real run's clock, form the batches that the real engine formed?
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     mem,
     path::{self, Path, PathBuf},
@@ -227,9 +226,10 @@ pub fn replay_with(
         }
         scheduler.schedule(&mut replayed.step);
         let batch = replayed.step.batch();
-        let merged = merged(&run.steps[number - num_empty..=number]);
+        let joined = (num_empty > 0).then(|| joined(&run.steps[number - num_empty..number], real));
+        let real = joined.as_ref().unwrap_or(real);
         let num_steps = 1 + mem::take(&mut num_empty);
-        match replayed.first_difference(&merged, &batch, scheduler.as_ref()) {
+        match replayed.first_difference(real, &batch, scheduler.as_ref()) {
             None => report.identical += num_steps,
             Some(part) if report.first_difference.is_none() => {
                 report.first_difference = Some(StepDifference {
@@ -238,7 +238,7 @@ pub fn replay_with(
                     part,
                     real: real.batch.clone(),
                     replayed: batch,
-                    real_requests: merged.requests.clone(),
+                    real_requests: real.requests.clone(),
                     replayed_requests: replayed.requests(scheduler.as_ref()),
                 });
             }
@@ -254,16 +254,15 @@ pub fn replay_with(
     Ok(report)
 }
 
-/// The last of `steps`, with the preemptions of those before it, which computed nothing.
-fn merged(steps: &[StepMetrics]) -> Cow<'_, StepMetrics> {
-    let (last, empty) = steps.split_last().expect("at least one step");
-    let mut merged = Cow::Borrowed(last);
-    for requests in empty.iter().filter_map(|step| step.requests.as_ref()) {
-        let preempted = &mut merged.to_mut().requests.get_or_insert_default().preempted_request_ids;
-        preempted.extend(&requests.preempted_request_ids);
+/// A step with the preemptions of those before it, which computed nothing.
+fn joined(empty: &[StepMetrics], step: &StepMetrics) -> StepMetrics {
+    let mut step = step.clone();
+    for before in empty.iter().filter_map(|step| step.requests.as_ref()) {
+        let preempted = &mut step.requests.get_or_insert_default().preempted_request_ids;
+        preempted.extend(&before.preempted_request_ids);
         preempted.sort_unstable();
     }
-    merged
+    step
 }
 
 /// The newest step of a replay.

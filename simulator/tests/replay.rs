@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use plumbline_schema::{Nanos, Run, StepBatch, StepMetrics, Workload};
+use plumbline_schema::{Nanos, Run, StepBatch, StepMetrics, StepRequests, Workload};
 use plumbline_simulator::{
     SchedulerKind,
     replay::{ReplayError, ReplayReport, StepPart, replay, replay_folder, replay_with, workload_file},
@@ -69,6 +69,8 @@ fn replay_scheduler_run(run: &Run) -> Result<ReplayReport, ReplayError> {
     replay_with(run, &workload, SchedulerKind::VllmV1)
 }
 
+type Edit = fn(&mut StepMetrics);
+
 #[test]
 fn each_recorded_part_of_a_step_counts() {
     let (_, whole) = scheduler_run();
@@ -77,7 +79,6 @@ fn each_recorded_part_of_a_step_counts() {
     let recorded =
         |run: &Run| run.steps.iter().all(|step| step.requests.as_ref().unwrap().free_blocks.is_some());
     assert!(recorded(&whole));
-    type Edit = fn(&mut StepMetrics);
     let edits: [(StepPart, Edit); 4] = [
         (StepPart::Batch, |step| step.batch.decode_contexts[0] += 1),
         (StepPart::Requests, |step| step.requests.as_mut().unwrap().decode_request_ids[0] += 1),
@@ -166,4 +167,20 @@ fn admitted_times_decide_which_step_a_request_joins() {
     assert_eq!(report.identical, 0);
     assert_eq!(report.unfinished, run.requests.len());
     assert_eq!(report.first_difference.unwrap().replayed, StepBatch::default());
+}
+
+/// As when the first of the running has to give its own blocks up: an engine forms a step of nothing, then the next.
+#[test]
+fn steps_that_only_preempt_are_joined_with_the_next() {
+    let (_, mut run) = scheduler_run();
+    let preempting = |step: &StepMetrics| !step.requests.as_ref().unwrap().preempted_request_ids.is_empty();
+    let number = run.steps.iter().position(preempting).unwrap();
+    let mut empty = run.steps[number].clone();
+    empty.batch = StepBatch::default();
+    let requests = run.steps[number].requests.as_mut().unwrap();
+    let preempted_request_ids = std::mem::take(&mut requests.preempted_request_ids);
+    empty.requests = Some(StepRequests { preempted_request_ids, ..StepRequests::default() });
+    run.steps.insert(number, empty);
+    let report = replay_scheduler_run(&run).unwrap();
+    assert!(report.is_identical(), "{report:#?}");
 }
