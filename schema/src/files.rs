@@ -304,7 +304,8 @@ fn write_plain_or_zst(
 pub enum Compression {
     /// For files that are shipped: zstd's level 19.
     Smallest,
-    /// For files that something else waits for: zstd's default level.
+    /// For files that something else waits for: zstd's level 1, which on rows of tokens is faster than its default (3)
+    /// and leaves no more.
     Fast,
 }
 
@@ -312,7 +313,7 @@ impl Compression {
     const fn level(self) -> i32 {
         match self {
             Self::Smallest => 19,
-            Self::Fast => zstd::DEFAULT_COMPRESSION_LEVEL,
+            Self::Fast => 1,
         }
     }
 }

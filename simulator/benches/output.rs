@@ -21,7 +21,7 @@ const NUM_SAMPLES: [usize; 4] = [1_000, 10_000, 250_000, 4_000_000];
 /// Latencies of 5 to 21.8 ms, scattered, one in sixteen up to 67 ms longer.
 fn latency_ns(i: u64) -> u64 {
     let scattered = i.wrapping_mul(11_400_714_819_323_198_485);
-    let longer = if scattered % 16 == 0 { scattered >> 38 } else { 0 };
+    let longer = if scattered.is_multiple_of(16) { scattered >> 38 } else { 0 };
     5_000_000 + (scattered >> 40) + longer
 }
 

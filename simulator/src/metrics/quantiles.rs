@@ -26,6 +26,7 @@ pub struct ExactQuantiles {
     max_held: usize,
     spilled: Option<Spill>,
     spill_folder: PathBuf,
+    /// Of the samples in the file; adding up in bulk is cheaper than with every push.
     totals: Totals,
     has_lost_samples: bool,
 }
@@ -50,10 +51,15 @@ impl Totals {
         self.max_ns = self.max_ns.max(other.max_ns);
     }
 
-    fn of(sample: Sample) -> Self {
-        let Sample { value_ns, count } = sample;
-        let sum_ns = u128::from(value_ns) * u128::from(count);
-        Self { count: count.into(), sum_ns, min_ns: value_ns, max_ns: value_ns }
+    fn of(samples: &[Sample]) -> Self {
+        let mut totals = Self::NONE;
+        for &Sample { value_ns, count } in samples {
+            totals.count += u64::from(count);
+            totals.sum_ns += u128::from(value_ns) * u128::from(count);
+            totals.min_ns = totals.min_ns.min(value_ns);
+            totals.max_ns = totals.max_ns.max(value_ns);
+        }
+        totals
     }
 }
 
@@ -89,12 +95,6 @@ impl ExactQuantiles {
         self
     }
 
-    /// Samples so far.
-    #[must_use]
-    pub const fn count(&self) -> u64 {
-        self.totals.count
-    }
-
     /// Adds `count` samples of `value_ns`; the cheapest are those equal to the last.
     ///
     /// # Errors
@@ -104,17 +104,9 @@ impl ExactQuantiles {
         if count == 0 {
             return Ok(());
         }
-        let sample = Sample { value_ns, count };
-        self.hold(sample)?;
-        self.totals.add(Totals::of(sample));
-        Ok(())
-    }
-
-    #[inline]
-    fn hold(&mut self, sample: Sample) -> io::Result<()> {
         if let Some(last) = self.held.last_mut()
-            && last.value_ns == sample.value_ns
-            && let Some(count) = last.count.checked_add(sample.count)
+            && last.value_ns == value_ns
+            && let Some(count) = last.count.checked_add(count)
         {
             last.count = count;
             return Ok(());
@@ -122,7 +114,7 @@ impl ExactQuantiles {
         if self.held.len() == self.held.capacity() {
             self.make_room()?;
         }
-        self.held.push(sample);
+        self.held.push(Sample { value_ns, count });
         Ok(())
     }
 
@@ -144,6 +136,7 @@ impl ExactQuantiles {
             none => none.insert(Spill::create(&self.spill_folder)?),
         };
         spilled.append(&self.held)?;
+        self.totals.add(Totals::of(&self.held));
         self.held.clear();
         Ok(())
     }
@@ -171,8 +164,8 @@ impl ExactQuantiles {
             (none, others @ Some(_)) => *none = others,
             (_, None) => {}
         }
-        for sample in other.held {
-            self.hold(sample)?;
+        for Sample { value_ns, count } in other.held {
+            self.push(value_ns, count)?;
         }
         self.totals.add(other.totals);
         Ok(())
@@ -183,6 +176,7 @@ impl ExactQuantiles {
     /// # Errors
     /// When the file, where there is one, cannot be read, or could not be written before.
     pub fn finish(mut self, percentiles: &[f64]) -> io::Result<Distribution> {
+        self.totals.add(Totals::of(&self.held));
         let totals = self.totals;
         let positions: Vec<_> =
             percentiles.iter().filter_map(|p| QuantilePosition::new(totals.count, p / 100.0)).collect();

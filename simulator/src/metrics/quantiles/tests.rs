@@ -12,7 +12,7 @@ fn naive(samples: &[(u64, u32)]) -> Distribution {
     for &(value_ns, count) in samples {
         for _ in 0..count {
             sorted.push(value_ns as f64);
-            totals.add(Totals::of(Sample { value_ns, count: 1 }));
+            totals.add(Totals::of(&[Sample { value_ns, count: 1 }]));
         }
     }
     sorted.sort_by(f64::total_cmp);
@@ -75,7 +75,6 @@ proptest! {
             prop_assert!(merged.held.capacity() <= merged.max_held);
         }
         let expected = naive(&all);
-        prop_assert_eq!(merged.count(), expected.count());
         prop_assert_eq!(merged.finish(&PERCENTILES).unwrap(), expected);
     }
 
