@@ -223,8 +223,7 @@ impl Watched {
 
     fn check_policy(&self, step: &ScheduledStep) {
         let decodes = step.sequences.iter().filter(|s| s.is_decode).count();
-        let is_whole =
-            step.sequences.iter().all(|s| s.is_decode || (s.context_len == 0 && s.samples && !s.is_decode));
+        let is_whole = step.sequences.iter().all(|s| s.is_decode || (s.context_len == 0 && s.samples));
         match self.kind {
             SchedulerKind::Sarathi => {
                 let is_prefill = |s: &ScheduledSequence| s.context_len < self.unfinished[&s.id].num_prefill;

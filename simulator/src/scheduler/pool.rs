@@ -139,6 +139,35 @@ impl Pool {
         self.kv_cache.blocks_for(self.num_reserved_tokens(id)) <= self.kv_cache.num_free()
     }
 
+    /// Whether all at rest can decode within `budget`, each with a block more, so that nothing is preempted.
+    #[inline]
+    pub fn is_roomy(&self, budget: u32) -> bool {
+        self.running.len() <= self.kv_cache.num_free().min(budget) as usize
+    }
+
+    /// Lets a step decode all at rest whose prefills are done, where [`Self::is_roomy`] says that it can; the prefills
+    /// go to `aside`. What [`Self::append_slot`] and [`Self::compute`] do, sooner.
+    pub fn decode_all(&mut self, step: &mut ScheduledStep, mut aside: impl FnMut(SequenceId)) {
+        step.sequences.reserve(self.running.len());
+        for &id in &self.running {
+            let sequence = &mut self.sequences[id];
+            if sequence.is_in_flight {
+                continue;
+            }
+            if sequence.is_prefilling {
+                aside(id);
+                continue;
+            }
+            let context_len = sequence.num_computed_tokens;
+            sequence.num_computed_tokens += 1;
+            sequence.is_in_flight = true;
+            let has_room = self.kv_cache.grow(id, context_len + 1);
+            debug_assert!(has_room, "there is a block for each");
+            let decode = ScheduledSequence { id, num_tokens: 1, context_len, is_decode: true, samples: true };
+            step.sequences.push(decode);
+        }
+    }
+
     /// Gets a block, by pages, for the newest token of the sequence at `position` of `running`, which is at rest.
     ///
     /// A free block is asked for even where the last one held has room. As long as there is none, the last sequence

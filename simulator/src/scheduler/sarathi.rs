@@ -57,6 +57,11 @@ impl Sarathi {
     /// Lets all at rest decode that can, and puts the prefills at rest aside.
     fn schedule_decodes(&mut self, step: &mut ScheduledStep, budget: &mut u32) {
         self.prefills.clear();
+        if self.pool.is_roomy(*budget) {
+            self.pool.decode_all(step, |id| self.prefills.push(id));
+            *budget -= step.sequences.len() as u32;
+            return;
+        }
         let mut next = 0;
         while let Some(&id) = self.pool.running.get(next) {
             let sequence = &self.pool.sequences[id];

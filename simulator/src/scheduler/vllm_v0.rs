@@ -64,6 +64,10 @@ impl VllmV0 {
 
     fn schedule_decodes(&mut self, step: &mut ScheduledStep) {
         let pool = &mut self.pool;
+        if pool.is_roomy(pool.max_num_batched_tokens) {
+            pool.decode_all(step, |_| unreachable!("prefills are whole"));
+            return;
+        }
         let max_decodes = pool.max_num_batched_tokens as usize;
         let mut next = 0;
         while let Some(&id) = pool.running.get(next) {
