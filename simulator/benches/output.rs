@@ -37,13 +37,13 @@ fn collect(latencies_ns: &[u64]) -> ExactQuantiles {
     quantiles
 }
 
-#[divan::bench(args = NUM_SAMPLES)]
+#[divan::bench(args = NUM_SAMPLES, max_time = 1)]
 fn quantiles_push(bencher: Bencher, num_samples: usize) {
     let latencies_ns = latencies(num_samples);
     bencher.counter(ItemsCount::new(num_samples)).bench_local(|| collect(black_box(&latencies_ns)));
 }
 
-#[divan::bench(args = NUM_SAMPLES)]
+#[divan::bench(args = NUM_SAMPLES, max_time = 1)]
 fn quantiles_finish(bencher: Bencher, num_samples: usize) {
     let latencies_ns = latencies(num_samples);
     bencher
@@ -53,7 +53,7 @@ fn quantiles_finish(bencher: Bencher, num_samples: usize) {
 }
 
 /// What the two above replace: every sample in memory, sorted.
-#[divan::bench(args = NUM_SAMPLES)]
+#[divan::bench(args = NUM_SAMPLES, max_time = 1)]
 fn sorting_all_samples(bencher: Bencher, num_samples: usize) {
     let latencies_ns = latencies(num_samples);
     bencher.counter(ItemsCount::new(num_samples)).bench_local(|| {
@@ -151,7 +151,7 @@ fn format_step_rows(bencher: Bencher) {
     format(bencher, &steps());
 }
 
-#[divan::bench(args = ["token_metrics.csv", "token_metrics.csv.zst"])]
+#[divan::bench(args = ["token_metrics.csv", "token_metrics.csv.zst"], max_time = 1)]
 fn write_token_file(bencher: Bencher, name: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let (path, rows) = (folder.path().join(name), tokens());
