@@ -8,10 +8,12 @@
 pub mod arrival;
 pub mod cluster;
 pub mod executor;
+pub mod kv_blocks;
 pub mod kv_cache;
 pub mod metrics;
 pub mod output;
 pub mod prefix;
+pub mod radix_cache;
 pub mod recorder;
 pub mod replay;
 pub mod replica;

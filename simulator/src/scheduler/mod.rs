@@ -7,9 +7,11 @@ mod common;
 mod faster_transformer;
 #[cfg(test)]
 mod laws;
+mod lightllm;
 mod orca;
 mod pool;
 mod sarathi;
+mod sglang;
 mod step;
 mod vllm_v0;
 mod vllm_v1;
@@ -21,14 +23,16 @@ use thiserror::Error;
 
 pub use self::{
     faster_transformer::FasterTransformer,
+    lightllm::Lightllm,
     orca::Orca,
     sarathi::Sarathi,
+    sglang::Sglang,
     step::{ScheduledSequence, ScheduledStep},
     vllm_v0::VllmV0,
     vllm_v1::VllmV1,
 };
 use crate::{
-    kv_cache::KvCache,
+    kv_blocks::KvBlocks,
     sequence::{Sequence, SequenceId},
 };
 
@@ -116,7 +120,7 @@ pub struct SchedulerState<'a> {
     /// Sequences that hold KV blocks.
     pub num_running: usize,
     /// The KV cache, for block tables and counts.
-    pub kv_cache: &'a KvCache,
+    pub kv_cache: &'a dyn KvBlocks,
 }
 
 impl SchedulerState<'_> {
@@ -148,6 +152,16 @@ pub enum Rejection {
         num_blocks: u32,
         /// Tokens per block.
         block_size: u32,
+    },
+    /// Longer than the policy's own plan allows any request to be.
+    #[error("{num_tokens} tokens of prompt and output exceed the {max_tokens} that {scheduler} plans for at most")]
+    LongerThanPlanned {
+        /// The policy.
+        scheduler: SchedulerKind,
+        /// Prompt and output tokens.
+        num_tokens: u64,
+        /// What the policy lets in when it has nothing else to do.
+        max_tokens: u64,
     },
     /// It could not be computed in one step, and the policy does not split what it computes.
     #[error(
@@ -196,6 +210,10 @@ pub enum SchedulerError {
 pub enum SchedulerKind {
     /// vLLM's V1 scheduler: one token budget, running first, chunked prefill, preemption by recompute.
     VllmV1,
+    /// `LightLLM`'s: whole prefills, let in by the forecast peak of token use.
+    Lightllm,
+    /// `SGLang`'s: prefill first, prefixes shared through a radix tree, retraction.
+    Sglang,
     /// Sarathi-Serve's: chunked prefills that hold no decode back.
     Sarathi,
     /// vLLM's V0 scheduler: whole prefills first, else decodes.
@@ -208,12 +226,14 @@ pub enum SchedulerKind {
 
 impl SchedulerKind {
     /// Every scheduler.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::VllmV1,
         Self::VllmV0,
         Self::Sarathi,
         Self::Orca,
         Self::FasterTransformer,
+        Self::Lightllm,
+        Self::Sglang,
     ];
 
     /// The name in engine profiles and on the command line.
@@ -221,6 +241,8 @@ impl SchedulerKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::VllmV1 => "vllm-v1",
+            Self::Lightllm => "lightllm",
+            Self::Sglang => "sglang",
             Self::Sarathi => "sarathi",
             Self::VllmV0 => "vllm-v0",
             Self::Orca => "orca",
@@ -235,6 +257,8 @@ impl SchedulerKind {
     pub fn build(self, deployment: &Deployment) -> Result<Box<dyn Scheduler>, SchedulerError> {
         match self {
             Self::VllmV1 => Ok(Box::new(VllmV1::new(deployment)?)),
+            Self::Lightllm => Ok(Box::new(Lightllm::new(deployment)?)),
+            Self::Sglang => Ok(Box::new(Sglang::new(deployment)?)),
             Self::Sarathi => Ok(Box::new(Sarathi::new(deployment)?)),
             Self::VllmV0 => Ok(Box::new(VllmV0::new(deployment)?)),
             Self::Orca => Ok(Box::new(Orca::new(deployment)?)),
