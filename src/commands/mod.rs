@@ -17,6 +17,8 @@ mod train;
 mod train_transfer;
 mod validate;
 mod workload;
+mod workload_generate;
+mod workload_import;
 
 use clap::{Parser, Subcommand};
 

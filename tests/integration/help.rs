@@ -27,6 +27,8 @@ fn help_texts_are_as_reviewed() {
         ["bundle", "efficiency"],
         ["bundle", "import"],
         ["bundle", "export"],
+        ["workload", "generate"],
+        ["workload", "import"],
         ["workload", "inspect"],
     ] {
         check(&verb);

@@ -18,3 +18,4 @@ mod shipped;
 mod support;
 mod training;
 mod transferring;
+mod workloads;
