@@ -314,7 +314,8 @@ fn workloads_that_break_their_rules_are_refused() {
     assert!(unknown.starts_with("engine profile `test`: expected a scheduler (vllm-v1, "), "{unknown}");
     assert!(unknown.ends_with("), found `fifo`"), "{unknown}");
     let asynchronous = Deployment { async_scheduling: true, ..deployment.clone() };
-    assert!(error(&asynchronous, &good, &[(0, 1, 1)]).contains("`async_scheduling = true`"));
+    let synchronous = EngineProfile { scheduler: "sarathi".into(), ..good.clone() };
+    assert!(error(&asynchronous, &synchronous, &[(0, 1, 1)]).contains("`async_scheduling = true`"));
     let two = Deployment { tensor_parallel_size: 2, ..deployment };
     assert!(error(&two, &good, &[(0, 1, 1)]).contains("needs times of collectives"));
 }
