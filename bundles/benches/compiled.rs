@@ -106,6 +106,31 @@ fn again(bencher: Bencher, kind: Kind) {
     bencher.with_inputs(|| kind.shape(next.next().unwrap_or(0))).bench_local_values(ask);
 }
 
+/// Decodes of a batch that stays as it is for 500 steps: each step every context grows by a token, so no load comes twice.
+#[divan::bench(args = [4, 16, 128], sample_count = 100, sample_size = 1000)]
+fn decode_stretch(bencher: Bencher, num_seqs: u32) {
+    let compiled = CompiledPredictors::new(Arc::clone(&PREDICTORS));
+    let (mut step, mut load, mut state) = (0, AttentionLoad::default(), 1u32);
+    bencher
+        .with_inputs(|| {
+            if step % 500 == 0 {
+                load = AttentionLoad::default();
+                for _ in 0..num_seqs {
+                    // Numerical Recipes' generator: contexts without a pattern.
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    load.add_decode(100 + (state >> 16) % 3000);
+                }
+            }
+            step += 1;
+            load.decode_kv_tokens += u64::from(num_seqs);
+            load.max_decode_kv_tokens += 1;
+            OperatorShape::Attention { heads: HEADS, load }
+        })
+        .bench_local_values(|shape| {
+            compiled.predict_in_step(Operator::Attention, &shape, OutOfDomain::Extrapolate)
+        });
+}
+
 /// The parts of a first prediction.
 mod cold {
     use super::{Bencher, Kind, PREDICTORS, black_box, features, floor_ns, parts_ns, roofline_ns, shapes};

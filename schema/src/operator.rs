@@ -373,9 +373,7 @@ impl OperatorShape {
             Self::QkNorm { num_tokens, heads } => 4 * u64::from(num_tokens) * heads.qk_width(),
             // A pair takes four products and two sums.
             Self::Rope { num_tokens, heads } => 3 * u64::from(num_tokens) * heads.qk_width(),
-            Self::Attention { heads, load } => {
-                4 * heads.q_width() * (load.prefill_pairs + load.decode_kv_tokens)
-            }
+            Self::Attention { heads, load } => heads.attention_flops(load).0,
             Self::Gemm { m, n, k } => 2 * product(&[m, n, k]),
             // exp, add, divide, two products.
             Self::SiluMul { num_tokens, intermediate_size } => 5 * product(&[num_tokens, intermediate_size]),
@@ -410,11 +408,7 @@ impl OperatorShape {
             Self::KvCacheWrite { num_tokens, num_kv_heads, head_dim } => {
                 u64::from(num_tokens) * (4 * BF16_BYTES * u64::from(num_kv_heads) * u64::from(head_dim) + 8)
             }
-            Self::Attention { heads, load } => {
-                let queries = u64::from(load.num_prefill_tokens) + u64::from(load.num_decode_seqs);
-                let kv_tokens = load.prefill_kv_tokens + load.decode_kv_tokens;
-                2 * BF16_BYTES * (queries * heads.q_width() + kv_tokens * heads.kv_width())
-            }
+            Self::Attention { heads, load } => heads.attention_bytes(load).0,
             Self::Gemm { m, n, k } => {
                 let (m, n, k) = (u64::from(m), u64::from(n), u64::from(k));
                 BF16_BYTES * (m * k + n * k + m * n)
@@ -433,12 +427,14 @@ impl OperatorShape {
 impl Heads {
     /// Elements of all query heads of a token.
     #[must_use]
+    #[inline]
     pub fn q_width(self) -> u64 {
         u64::from(self.num_q_heads) * u64::from(self.head_dim)
     }
 
     /// Elements of all key (or value) heads of a token.
     #[must_use]
+    #[inline]
     pub fn kv_width(self) -> u64 {
         u64::from(self.num_kv_heads) * u64::from(self.head_dim)
     }
@@ -447,6 +443,22 @@ impl Heads {
     #[must_use]
     pub fn qk_width(self) -> u64 {
         self.q_width() + self.kv_width()
+    }
+
+    /// [`OperatorShape::flops`] of attention.
+    #[must_use]
+    #[inline]
+    pub fn attention_flops(self, load: AttentionLoad) -> Flops {
+        Flops(4 * self.q_width() * (load.prefill_pairs + load.decode_kv_tokens))
+    }
+
+    /// [`OperatorShape::bytes`] of attention.
+    #[must_use]
+    #[inline]
+    pub fn attention_bytes(self, load: AttentionLoad) -> Bytes {
+        let queries = u64::from(load.num_prefill_tokens) + u64::from(load.num_decode_seqs);
+        let kv_tokens = load.prefill_kv_tokens + load.decode_kv_tokens;
+        Bytes(2 * BF16_BYTES * (queries * self.q_width() + kv_tokens * self.kv_width()))
     }
 }
 

@@ -1,6 +1,60 @@
 //! The least time an operator can take on a GPU by its data sheet.
 
-use crate::{gpu::GpuSpec, operator::OperatorShape};
+use crate::{
+    gpu::GpuSpec,
+    operator::OperatorShape,
+    units::{Bytes, Flops},
+};
+
+/// The sides of an operator's least time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sides {
+    /// Arithmetic at the peak at the highest clock, ns.
+    pub compute_ns: f64,
+    /// All bytes at memory bandwidth, ns.
+    pub memory_ns: f64,
+    /// The bytes beyond one L2 cache, ns.
+    pub beyond_l2_ns: f64,
+}
+
+impl Sides {
+    /// Of a shape on a GPU.
+    #[must_use]
+    pub fn of(shape: &OperatorShape, gpu: &GpuSpec) -> Self {
+        let peak = match shape {
+            OperatorShape::Gemm { .. } | OperatorShape::Attention { .. } => tensor_flops_per_s(gpu),
+            _ => at_highest_clock(gpu.fp32_flops_per_s, gpu),
+        };
+        Self::new(shape.flops(), shape.bytes(), peak, gpu)
+    }
+
+    /// Of so much work, `flops_per_s` being the peak at the highest clock.
+    #[must_use]
+    #[inline]
+    pub fn new(flops: Flops, bytes: Bytes, flops_per_s: f64, gpu: &GpuSpec) -> Self {
+        let beyond_l2 = bytes.0.saturating_sub(gpu.l2_bytes.0);
+        let memory_ns = |bytes: u64| bytes as f64 / gpu.hbm_bandwidth_bytes_per_s * 1e9;
+        Self {
+            compute_ns: flops.0 as f64 / flops_per_s * 1e9,
+            memory_ns: memory_ns(bytes.0),
+            beyond_l2_ns: memory_ns(beyond_l2),
+        }
+    }
+
+    /// See [`roofline_ns`].
+    #[must_use]
+    #[inline]
+    pub fn roofline_ns(self) -> f64 {
+        self.compute_ns.max(self.memory_ns)
+    }
+
+    /// See [`floor_ns`].
+    #[must_use]
+    #[inline]
+    pub fn floor_ns(self) -> f64 {
+        self.compute_ns.max(self.beyond_l2_ns)
+    }
+}
 
 /// Roofline time in ns: the larger of compute and memory time (Williams et al. 2009).
 ///
@@ -9,7 +63,7 @@ use crate::{gpu::GpuSpec, operator::OperatorShape};
 /// the L2 cache a measured time may beat it: it normalises, [`floor_ns`] judges.
 #[must_use]
 pub fn roofline_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-    compute_ns(shape, gpu).max(shape.bytes().0 as f64 / gpu.hbm_bandwidth_bytes_per_s * 1e9)
+    Sides::of(shape, gpu).roofline_ns()
 }
 
 /// Time in ns that no measurement can beat: compute at peak, and memory traffic beyond the L2 cache.
@@ -17,17 +71,18 @@ pub fn roofline_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
 /// Up to one L2 cache of the operands may already be resident, so only what exceeds it counts.
 #[must_use]
 pub fn floor_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-    let beyond_l2 = shape.bytes().0.saturating_sub(gpu.l2_bytes.0) as f64;
-    compute_ns(shape, gpu).max(beyond_l2 / gpu.hbm_bandwidth_bytes_per_s * 1e9)
+    Sides::of(shape, gpu).floor_ns()
 }
 
-fn compute_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-    let peak = match shape {
-        OperatorShape::Gemm { .. } | OperatorShape::Attention { .. } => gpu.bf16_flops_per_s,
-        _ => gpu.fp32_flops_per_s,
-    };
-    let clock_headroom = f64::from(gpu.max_clock_mhz) / f64::from(gpu.boost_clock_mhz);
-    shape.flops().0 as f64 / (peak * clock_headroom) * 1e9
+/// Peak of the tensor cores at the highest clock, FLOP/s.
+#[must_use]
+pub fn tensor_flops_per_s(gpu: &GpuSpec) -> f64 {
+    at_highest_clock(gpu.bf16_flops_per_s, gpu)
+}
+
+/// A peak that is stated at the rated clock, at the highest.
+fn at_highest_clock(flops_per_s: f64, gpu: &GpuSpec) -> f64 {
+    flops_per_s * (f64::from(gpu.max_clock_mhz) / f64::from(gpu.boost_clock_mhz))
 }
 
 #[cfg(test)]

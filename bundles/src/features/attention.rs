@@ -2,9 +2,12 @@
 //!
 //! A load tells sums over its sequences, so chunks are taken to be alike, and so are all decodes but the longest.
 
-use plumbline_schema::{AttentionLoad, GpuSpec, Heads, OperatorShape, roofline::roofline_ns};
+use plumbline_schema::{
+    AttentionLoad, GpuSpec, Heads,
+    roofline::{Sides, tensor_flops_per_s},
+};
 
-use super::{BF16_BYTES, NOMINAL_NS, Row, compute_ns, ln, memory_ns, wave_fill};
+use super::{BF16_BYTES, NOMINAL_NS, Row, Scale, ceil, compute_ns, wave_fill};
 
 /// Keys that a thread block of a prefill kernel takes at a time: a step.
 const STEP_KEYS: f64 = 128.0;
@@ -72,36 +75,132 @@ pub(super) const PARTS: [&str; 20] = [
     "small_tile_fill",
 ];
 
-pub(super) fn parts_ns(heads: Heads, load: AttentionLoad, shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
-    let (prefill, decode) = (Prefill::new(heads, load, gpu), Decode::new(heads, load, gpu));
-    let is_mixed = load.num_prefill_seqs > 0 && load.num_decode_seqs > 0;
-    let nominal = |condition: bool| if condition { NOMINAL_NS } else { 0.0 };
-    let path = prefill.steps_per_sm.max(prefill.longest_steps);
-    Row::from_slice(&[
-        roofline_ns(shape, gpu),
-        prefill.steps_per_sm * prefill.step_products_ns,
-        prefill.steps_per_sm * prefill.step_exps_ns,
-        path * prefill.step_products_ns,
-        path * prefill.step_exps_ns,
-        prefill.memory_ns,
-        prefill.blocks_per_sm.ceil() * NOMINAL_NS,
-        if prefill.parts > 1.0 { prefill.parts * prefill.tile_fill * NOMINAL_NS } else { 0.0 },
-        decode.memory_ns,
-        decode.reads_ns,
-        decode.waves.ceil() * NOMINAL_NS,
-        decode.steps * NOMINAL_NS,
-        nominal(decode.parts > 1.0),
-        if decode.parts > 1.0 { decode.parts * decode.join_passes * NOMINAL_NS } else { 0.0 },
-        nominal(is_mixed),
-        if prefill.has_room { prefill.steps_per_sm * prefill.step_products_ns } else { 0.0 },
-        nominal(prefill.joined_tiles > 0.0),
-        prefill.joined_tiles * NOMINAL_NS,
-        if prefill.has_room { 0.0 } else { prefill.busiest_steps * prefill.step_products_ns },
-        prefill.small_tile_fill * NOMINAL_NS,
-    ])
+pub(super) fn parts_ns(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Row<f64> {
+    Row::from_slice(&Launch::new(heads, load, gpu).parts_ns())
+}
+
+/// A launch as a GPU cuts it into thread blocks: what parts and features are made of.
+struct Launch {
+    heads: Heads,
+    load: AttentionLoad,
+    sides: Sides,
+    prefill: Prefill,
+    blocks: DecodeBlocks,
+    decode: Decode,
+    memory: Memory,
+}
+
+impl Launch {
+    fn new(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Self {
+        let sides = sides(heads, load, tensor_flops_per_s(gpu), gpu);
+        let blocks = DecodeBlocks::new(heads, gpu);
+        let (prefill, decode) = (Prefill::new(heads, load, gpu), Decode::new(&blocks, load));
+        Self { heads, load, sides, prefill, blocks, decode, memory: Memory::new(heads, gpu) }
+    }
+
+    /// In the order of [`PARTS`].
+    fn parts_ns(&self) -> [f64; PARTS.len()] {
+        let Self { load, sides, prefill, blocks, decode, memory, .. } = self;
+        let is_mixed = load.num_prefill_seqs > 0 && load.num_decode_seqs > 0;
+        let path = prefill.steps_per_sm.max(prefill.longest_steps);
+        let [roofline, decode_memory, decode_reads, decode_waves, decode_steps, is_split, decode_joins] =
+            decode.parts_ns(blocks, *load, *sides, memory);
+        [
+            roofline,
+            prefill.steps_per_sm * prefill.step_products_ns,
+            prefill.steps_per_sm * prefill.step_exps_ns,
+            path * prefill.step_products_ns,
+            path * prefill.step_exps_ns,
+            prefill.memory_ns,
+            ceil(prefill.blocks_per_sm) * NOMINAL_NS,
+            if prefill.parts > 1.0 { prefill.parts * prefill.tile_fill * NOMINAL_NS } else { 0.0 },
+            decode_memory,
+            decode_reads,
+            decode_waves,
+            decode_steps,
+            is_split,
+            decode_joins,
+            nominal_ns(is_mixed),
+            if prefill.has_room { prefill.steps_per_sm * prefill.step_products_ns } else { 0.0 },
+            nominal_ns(prefill.joined_tiles > 0.0),
+            prefill.joined_tiles * NOMINAL_NS,
+            if prefill.has_room { 0.0 } else { prefill.busiest_steps * prefill.step_products_ns },
+            prefill.small_tile_fill * NOMINAL_NS,
+        ]
+    }
+
+    /// The numbers that [`FEATURES`] tell, each in the way of [`SCALES`].
+    fn arguments(&self, overhead_ns: f64) -> [f64; FEATURES.len()] {
+        let Self { heads, load, sides, prefill, blocks, decode, memory } = self;
+        let tokens = f64::from(load.num_prefill_tokens);
+        let prefill_ns = (prefill.steps_per_sm * prefill.step_products_ns).max(prefill.memory_ns);
+        let decode_ns = memory.ns(f64::from(load.num_decode_seqs), load.decode_kv_tokens as f64);
+        let [
+            decode_seqs,
+            decode_keys,
+            mean_keys,
+            longest_keys,
+            decode_skew,
+            compute_over_memory,
+            roofline_over_overhead,
+            columns_per_sm,
+            longest_over_decode,
+            decode_parts,
+            join_passes,
+            decode_waves,
+            decode_fill,
+            decode_steps,
+        ] = decode.arguments(blocks, *load, *sides, memory, overhead_ns);
+        [
+            f64::from(heads.num_q_heads),
+            f64::from(heads.num_kv_heads),
+            f64::from(heads.head_dim),
+            f64::from(load.num_prefill_seqs),
+            tokens,
+            load.prefill_kv_tokens as f64,
+            load.prefill_pairs as f64,
+            load.prefill_pairs as f64 / tokens.max(1.0),
+            decode_seqs,
+            decode_keys,
+            mean_keys,
+            longest_keys,
+            decode_skew,
+            prefill_ns / (prefill_ns + decode_ns).max(f64::MIN_POSITIVE),
+            compute_over_memory,
+            roofline_over_overhead,
+            (prefill.longest_steps + 1.0) / (prefill.steps_per_sm + 1.0),
+            prefill.longest_steps,
+            prefill.parts,
+            prefill.blocks_per_sm,
+            wave_fill(prefill.blocks_per_sm),
+            prefill.tile_fill,
+            prefill.skew,
+            prefill.chunk,
+            columns_per_sm,
+            longest_over_decode,
+            decode_parts,
+            join_passes,
+            decode_waves,
+            decode_fill,
+            if prefill.joined_tiles > 0.0 { -prefill.tiles } else { prefill.tiles },
+            decode_steps,
+        ]
+    }
+}
+
+/// The roofline's sides, `flops_per_s` being [`tensor_flops_per_s`].
+#[inline]
+fn sides(heads: Heads, load: AttentionLoad, flops_per_s: f64, gpu: &GpuSpec) -> Sides {
+    Sides::new(heads.attention_flops(load), heads.attention_bytes(load), flops_per_s, gpu)
+}
+
+/// [`NOMINAL_NS`] where a condition holds.
+fn nominal_ns(condition: bool) -> f64 {
+    if condition { NOMINAL_NS } else { 0.0 }
 }
 
 /// The chunks of a step; without any, no steps, blocks and bytes.
+#[derive(Clone, Copy, Debug)]
 struct Prefill {
     memory_ns: f64,
     /// Steps of all tiles and heads over SMs.
@@ -139,12 +238,12 @@ impl Prefill {
         let (tokens, chunks) = (f64::from(load.num_prefill_tokens), f64::from(load.num_prefill_seqs));
         let chunk = (tokens / chunks.max(1.0)).max(1.0);
         let splits_keys = gpu.compute_capability == 90;
-        let tiles = chunks * (chunk / TILE_QUERIES).ceil();
+        let tiles = chunks * ceil(chunk / TILE_QUERIES);
         let large_blocks = tiles * q_heads;
         let has_room = chunks > 0.0 && large_blocks <= num_sms;
         let is_large = splits_keys || large_blocks >= num_sms;
         let rows = if is_large { TILE_QUERIES } else { TILE_QUERIES / 2.0 };
-        let tiles_per_chunk = (chunk / rows).ceil();
+        let tiles_per_chunk = ceil(chunk / rows);
         let blocks = chunks * tiles_per_chunk * q_heads;
         // Long chunks have most tiles, short ones a tile each: tokens and chunks count by that.
         let of_tokens = (load.prefill_pairs as f64 / tokens.max(1.0) - f64::midpoint(chunk, 1.0)).max(0.0);
@@ -152,21 +251,21 @@ impl Prefill {
         let context = of_tokens + (of_chunks - of_tokens) / tiles_per_chunk;
         // Tiles see from their own rows to the whole chunk.
         let mean_steps = ((context + f64::midpoint(chunk, rows.min(chunk))) / STEP_KEYS).max(1.0);
-        let longest = chunks.min(1.0) * ((of_tokens.max(of_chunks) + chunk) / STEP_KEYS).ceil();
+        let longest = chunks.min(1.0) * ceil((of_tokens.max(of_chunks) + chunk) / STEP_KEYS);
         let room = (num_sms / blocks.max(1.0)).floor().clamp(1.0, MAX_PARTS);
-        let part_steps = (longest / room).ceil().max(MIN_PART_STEPS);
-        let parts = if splits_keys { (longest / part_steps).ceil().max(1.0) } else { 1.0 };
+        let part_steps = ceil(longest / room).max(MIN_PART_STEPS);
+        let parts = if splits_keys { ceil(longest / part_steps).max(1.0) } else { 1.0 };
         let step_flops = 4.0 * f64::from(heads.head_dim) * rows * STEP_KEYS;
         let exp_flops = rows * STEP_KEYS * FLOPS_PER_EXP;
         Self {
-            memory_ns: traffic_ns(heads, tokens, load.prefill_kv_tokens as f64, gpu),
+            memory_ns: Memory::new(heads, gpu).ns(tokens, load.prefill_kv_tokens as f64),
             steps_per_sm: mean_steps * blocks / num_sms,
-            longest_steps: (longest / parts).ceil(),
+            longest_steps: ceil(longest / parts),
             has_room,
             joined_tiles: if has_room && longest > 1.0 { tiles } else { 0.0 },
             tiles,
-            busiest_steps: (large_blocks / num_sms).ceil() * mean_steps,
-            small_tile_fill: (chunks * (chunk / (TILE_QUERIES / 2.0)).ceil() * q_heads / num_sms).min(1.0),
+            busiest_steps: ceil(large_blocks / num_sms) * mean_steps,
+            small_tile_fill: (chunks * ceil(chunk / (TILE_QUERIES / 2.0)) * q_heads / num_sms).min(1.0),
             blocks_per_sm: blocks * parts / num_sms,
             parts,
             tile_fill: chunk / (tiles_per_chunk * rows),
@@ -178,65 +277,155 @@ impl Prefill {
     }
 }
 
-/// The decodes of a step; without any, no steps, blocks and bytes.
-struct Decode {
-    memory_ns: f64,
-    /// Memory time when each eight q heads of a KV head read its keys.
-    reads_ns: f64,
-    /// Reading the longest decode's keys and values by as many SMs as its thread blocks are.
-    longest_ns: f64,
-    mean_keys: f64,
-    /// Decodes times thread blocks side by side for one, over SMs.
-    columns_per_sm: f64,
-    /// Parts that the longest decode is split into, so that all SMs have blocks.
-    parts: f64,
+/// What heads and a GPU decide of decodes, whatever the load.
+#[derive(Clone, Copy, Debug)]
+struct DecodeBlocks {
+    num_sms: f64,
+    /// Times that the keys of a KV head are read.
+    groups: f64,
+    /// Thread blocks side by side for one decode.
+    columns: f64,
+    /// Thread blocks that the GPU holds.
+    capacity: f64,
     /// Passes over the parts, or their share, of the thread that joins them: fewer elements leave threads to divide them.
     join_passes: f64,
+}
+
+impl DecodeBlocks {
+    fn new(heads: Heads, gpu: &GpuSpec) -> Self {
+        let num_sms = f64::from(gpu.num_sms);
+        let heads_per_kv = f64::from(heads.num_q_heads / heads.num_kv_heads.max(1));
+        let groups = ceil(heads_per_kv / DECODE_GROUP).max(1.0);
+        let elements = heads_per_kv.min(DECODE_GROUP) * f64::from(heads.head_dim);
+        Self {
+            num_sms,
+            groups,
+            columns: f64::from(heads.num_kv_heads) * groups,
+            capacity: num_sms * DECODE_BLOCKS_PER_SM,
+            join_passes: ceil(elements / JOINED_AT_ONCE)
+                / (JOINED_AT_ONCE / elements.max(1.0)).floor().max(1.0),
+        }
+    }
+}
+
+/// How the decodes of a step are cut into thread blocks; without any, into none. While contexts grow it stays the same
+/// for many steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Decode {
+    /// KV blocks of a part.
+    part_blocks: f64,
+    /// Parts that the longest decode is split into, so that all SMs have blocks.
+    parts: f64,
+    /// Parts of each of the others.
+    other_parts: f64,
     /// Thread blocks over those that the GPU holds.
     waves: f64,
     /// KV blocks that a warp of the longest part takes.
     steps: f64,
 }
 
+/// The load's decodes and their keys, and the keys of the longest.
+fn decode_counts(load: AttentionLoad) -> (f64, f64, f64) {
+    let longest = f64::from(load.max_decode_kv_tokens);
+    (f64::from(load.num_decode_seqs), load.decode_kv_tokens as f64, longest)
+}
+
 impl Decode {
-    fn new(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Self {
-        let num_sms = f64::from(gpu.num_sms);
-        let heads_per_kv = f64::from(heads.num_q_heads / heads.num_kv_heads.max(1));
-        let groups = (heads_per_kv / DECODE_GROUP).ceil().max(1.0);
-        let columns = f64::from(heads.num_kv_heads) * groups;
-        let (seqs, keys) = (f64::from(load.num_decode_seqs), load.decode_kv_tokens as f64);
-        let longest = f64::from(load.max_decode_kv_tokens);
-        let capacity = num_sms * DECODE_BLOCKS_PER_SM;
-        let kv_blocks = |keys: f64| (keys / KV_BLOCK).ceil();
-        let mean_keys = keys / seqs.max(1.0);
+    fn new(blocks: &DecodeBlocks, load: AttentionLoad) -> Self {
+        let DecodeBlocks { columns, capacity, .. } = *blocks;
+        let (seqs, keys, longest) = decode_counts(load);
+        let kv_blocks = |keys: f64| ceil(keys / KV_BLOCK);
         // A fair share of all KV blocks, the same number for each warp.
-        let fair = (seqs * kv_blocks(mean_keys) * columns / capacity).ceil().min(MAX_PART_BLOCKS);
-        let part_blocks = (fair / DECODE_WARPS).ceil().max(1.0) * DECODE_WARPS;
-        let parts_of = |keys: f64| (kv_blocks(keys) / part_blocks).ceil();
+        let fair = ceil(seqs * kv_blocks(keys / seqs.max(1.0)) * columns / capacity).min(MAX_PART_BLOCKS);
+        let part_blocks = ceil(fair / DECODE_WARPS).max(1.0) * DECODE_WARPS;
+        let parts_of = |keys: f64| ceil(kv_blocks(keys) / part_blocks);
         let parts = parts_of(longest);
         let others = (seqs - 1.0).max(0.0);
-        let all_parts = parts + others * parts_of((keys - longest).max(0.0) / others.max(1.0));
-        let elements = heads_per_kv.min(DECODE_GROUP) * f64::from(heads.head_dim);
+        let other_parts = parts_of((keys - longest).max(0.0) / others.max(1.0));
         Self {
-            memory_ns: traffic_ns(heads, seqs, keys, gpu),
-            reads_ns: traffic_ns(heads, seqs, keys * groups, gpu),
-            longest_ns: traffic_ns(heads, 0.0, longest, gpu) * num_sms
-                / (columns * parts).clamp(1.0, num_sms),
-            mean_keys,
-            columns_per_sm: seqs * columns / num_sms,
+            part_blocks,
             parts,
-            join_passes: (elements / JOINED_AT_ONCE).ceil()
-                / (JOINED_AT_ONCE / elements.max(1.0)).floor().max(1.0),
-            waves: all_parts * columns / capacity,
-            steps: ((kv_blocks(longest) / parts.max(1.0)).ceil() / DECODE_WARPS).ceil(),
+            other_parts,
+            waves: (parts + others * other_parts) * columns / capacity,
+            steps: ceil(ceil(kv_blocks(longest) / parts.max(1.0)) / DECODE_WARPS),
         }
+    }
+
+    /// Numbers of [`DECODE_FEATURES`].
+    #[inline]
+    fn arguments(
+        &self,
+        blocks: &DecodeBlocks,
+        load: AttentionLoad,
+        sides: Sides,
+        memory: &Memory,
+        overhead_ns: f64,
+    ) -> [f64; DECODE_FEATURES.len()] {
+        let (seqs, keys, longest) = decode_counts(load);
+        let mean_keys = keys / seqs.max(1.0);
+        // Reading the longest decode's keys and values by as many SMs as its thread blocks are.
+        let sms = (blocks.columns * self.parts).clamp(1.0, blocks.num_sms);
+        let longest_ns = memory.ns(0.0, longest) * blocks.num_sms / sms;
+        [
+            seqs,
+            keys,
+            mean_keys,
+            longest,
+            longest.max(1.0) / mean_keys.max(1.0),
+            sides.compute_ns / sides.memory_ns,
+            sides.roofline_ns() / overhead_ns,
+            seqs * blocks.columns / blocks.num_sms,
+            (longest_ns + 1.0) / (memory.ns(seqs, keys) + 1.0),
+            self.parts,
+            self.parts * blocks.join_passes,
+            self.waves,
+            wave_fill(self.waves),
+            self.steps,
+        ]
+    }
+
+    /// [`DECODE_PARTS`] in ns.
+    #[inline]
+    fn parts_ns(
+        &self,
+        blocks: &DecodeBlocks,
+        load: AttentionLoad,
+        sides: Sides,
+        memory: &Memory,
+    ) -> [f64; DECODE_PARTS.len()] {
+        let (seqs, keys, _) = decode_counts(load);
+        [
+            sides.roofline_ns(),
+            memory.ns(seqs, keys),
+            // Each eight q heads of a KV head read its keys.
+            memory.ns(seqs, keys * blocks.groups),
+            ceil(self.waves) * NOMINAL_NS,
+            self.steps * NOMINAL_NS,
+            nominal_ns(self.parts > 1.0),
+            if self.parts > 1.0 { self.parts * blocks.join_passes * NOMINAL_NS } else { 0.0 },
+        ]
     }
 }
 
 /// Memory time of queries, their outputs, keys and values.
-fn traffic_ns(heads: Heads, queries: f64, keys: f64, gpu: &GpuSpec) -> f64 {
-    let elements = queries * heads.q_width() as f64 + keys * heads.kv_width() as f64;
-    2.0 * BF16_BYTES * elements / gpu.hbm_bandwidth_bytes_per_s * 1e9
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    q_width: f64,
+    kv_width: f64,
+    bytes_per_s: f64,
+}
+
+impl Memory {
+    fn new(heads: Heads, gpu: &GpuSpec) -> Self {
+        let (q_width, kv_width) = (heads.q_width() as f64, heads.kv_width() as f64);
+        Self { q_width, kv_width, bytes_per_s: gpu.hbm_bandwidth_bytes_per_s }
+    }
+
+    #[inline]
+    fn ns(&self, queries: f64, keys: f64) -> f64 {
+        let elements = queries * self.q_width + keys * self.kv_width;
+        2.0 * BF16_BYTES * elements / self.bytes_per_s * 1e9
+    }
 }
 
 /// Features of the ratio; counts that may be 0 enter as `ln(1 + count)`.
@@ -275,50 +464,91 @@ pub(super) const FEATURES: [&str; 32] = [
     "ln_decode_steps",         // ln of the KV blocks that a warp of the longest part takes
 ];
 
-pub(super) fn features(
+/// How [`FEATURES`] tell their numbers.
+#[rustfmt::skip]
+pub(crate) const SCALES: [Scale; FEATURES.len()] = {
+    use Scale::{Ln, Ln1p, Plain};
+    [
+        Ln, Ln, Ln, Ln1p, Ln1p, Ln1p, Ln1p, Ln1p, Ln1p, Ln1p, Ln1p, Ln1p, Ln, Plain, Ln, Ln,
+        Ln, Ln1p, Ln, Ln1p, Plain, Plain, Ln, Ln1p, Ln1p, Ln, Ln1p, Ln1p, Ln1p, Plain, Plain, Ln1p,
+    ]
+};
+
+pub(super) fn features(heads: Heads, load: AttentionLoad, gpu: &GpuSpec, overhead_ns: f64) -> Row<f32> {
+    let arguments = Launch::new(heads, load, gpu).arguments(overhead_ns);
+    let mut row = [0.0; FEATURES.len()];
+    for (x, (argument, scale)) in row.iter_mut().zip(arguments.into_iter().zip(SCALES)) {
+        *x = scale.of(argument);
+    }
+    Row::from_slice(&row)
+}
+
+/// The [`FEATURES`] in which launches of decodes alone differ when heads and GPU are the same, by their places.
+pub(crate) const DECODE_FEATURES: [usize; 14] = [8, 9, 10, 11, 12, 14, 15, 24, 25, 26, 27, 28, 29, 31];
+/// The [`PARTS`] that launches of decodes alone have, by their places; all others are 0.
+pub(crate) const DECODE_PARTS: [usize; 7] = [0, 8, 9, 10, 11, 12, 13];
+
+/// Launches of decodes alone, of the same heads on the same GPU: asked for step after step, so what they share is
+/// computed once.
+#[derive(Clone, Debug)]
+pub(crate) struct DecodeLaunches {
     heads: Heads,
-    load: AttentionLoad,
-    shape: &OperatorShape,
-    gpu: &GpuSpec,
-    over_overhead: f32,
-) -> Row<f32> {
-    let (prefill, decode) = (Prefill::new(heads, load, gpu), Decode::new(heads, load, gpu));
-    let ln1p = |count: f64| count.ln_1p() as f32;
-    let tokens = f64::from(load.num_prefill_tokens);
-    let longest = f64::from(load.max_decode_kv_tokens);
-    let prefill_ns = (prefill.steps_per_sm * prefill.step_products_ns).max(prefill.memory_ns);
-    Row::from_slice(&[
-        ln(f64::from(heads.num_q_heads)),
-        ln(f64::from(heads.num_kv_heads)),
-        ln(f64::from(heads.head_dim)),
-        ln1p(f64::from(load.num_prefill_seqs)),
-        ln1p(tokens),
-        ln1p(load.prefill_kv_tokens as f64),
-        ln1p(load.prefill_pairs as f64),
-        ln1p(load.prefill_pairs as f64 / tokens.max(1.0)),
-        ln1p(f64::from(load.num_decode_seqs)),
-        ln1p(load.decode_kv_tokens as f64),
-        ln1p(decode.mean_keys),
-        ln1p(longest),
-        ln(longest.max(1.0) / decode.mean_keys.max(1.0)),
-        (prefill_ns / (prefill_ns + decode.memory_ns).max(f64::MIN_POSITIVE)) as f32,
-        ln(compute_ns(shape.flops().0 as f64, gpu) / memory_ns(shape, gpu)),
-        over_overhead,
-        ln((prefill.longest_steps + 1.0) / (prefill.steps_per_sm + 1.0)),
-        ln1p(prefill.longest_steps),
-        ln(prefill.parts),
-        ln1p(prefill.blocks_per_sm),
-        wave_fill(prefill.blocks_per_sm),
-        prefill.tile_fill as f32,
-        ln(prefill.skew),
-        ln1p(prefill.chunk),
-        ln1p(decode.columns_per_sm),
-        ln((decode.longest_ns + 1.0) / (decode.memory_ns + 1.0)),
-        ln1p(decode.parts),
-        ln1p(decode.parts * decode.join_passes),
-        ln1p(decode.waves),
-        wave_fill(decode.waves),
-        (if prefill.joined_tiles > 0.0 { -prefill.tiles } else { prefill.tiles }) as f32,
-        ln1p(decode.steps),
-    ])
+    gpu: GpuSpec,
+    flops_per_s: f64,
+    blocks: DecodeBlocks,
+    memory: Memory,
+}
+
+impl DecodeLaunches {
+    pub(crate) fn new(heads: Heads, gpu: &GpuSpec) -> Self {
+        let (blocks, memory) = (DecodeBlocks::new(heads, gpu), Memory::new(heads, gpu));
+        Self { heads, gpu: gpu.clone(), flops_per_s: tensor_flops_per_s(gpu), blocks, memory }
+    }
+
+    #[inline]
+    pub(crate) fn sides(&self, load: AttentionLoad) -> Sides {
+        sides(self.heads, load, self.flops_per_s, &self.gpu)
+    }
+
+    pub(crate) fn cut(&self, load: AttentionLoad) -> Decode {
+        Decode::new(&self.blocks, load)
+    }
+
+    /// Steps for which decodes stay cut as they are while each context grows by a token a step, or about as many.
+    pub(crate) fn steps_of_cut(&self, load: AttentionLoad, cut: &Decode) -> f64 {
+        let (seqs, keys, longest) = decode_counts(load);
+        let Decode { part_blocks, parts, other_parts, steps, .. } = *cut;
+        let others = (seqs - 1.0).max(1.0);
+        let longest_blocks = (parts * part_blocks).min(steps * DECODE_WARPS * parts.max(1.0));
+        let fair_blocks = part_blocks * self.blocks.capacity / (seqs * self.blocks.columns);
+        let of_longest = longest_blocks * KV_BLOCK - longest;
+        let of_others = other_parts * part_blocks * KV_BLOCK - (keys - longest) / others;
+        let of_mean = fair_blocks.floor() * KV_BLOCK - keys / seqs;
+        let of_others = if seqs > 1.0 { of_others } else { f64::INFINITY };
+        let of_mean = if part_blocks < MAX_PART_BLOCKS { of_mean } else { f64::INFINITY };
+        of_longest.min(of_others).min(of_mean).floor()
+    }
+
+    /// Numbers of [`DECODE_FEATURES`].
+    #[inline]
+    pub(crate) fn arguments(
+        &self,
+        load: AttentionLoad,
+        cut: &Decode,
+        sides: Sides,
+        overhead_ns: f64,
+    ) -> [f64; DECODE_FEATURES.len()] {
+        cut.arguments(&self.blocks, load, sides, &self.memory, overhead_ns)
+    }
+
+    /// [`DECODE_PARTS`] in ns.
+    #[inline]
+    pub(crate) fn parts_ns(
+        &self,
+        load: AttentionLoad,
+        cut: &Decode,
+        sides: Sides,
+    ) -> [f64; DECODE_PARTS.len()] {
+        cut.parts_ns(&self.blocks, load, sides, &self.memory)
+    }
 }

@@ -13,9 +13,12 @@ mod rows;
 mod tests;
 
 use plumbline_schema::{
-    GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::roofline_ns,
+    GpuSpec, Operator, OperatorShape,
+    operator::MAX_SHAPE_COLUMNS,
+    roofline::{roofline_ns, tensor_flops_per_s},
 };
 
+pub(crate) use attention::{DECODE_FEATURES, DECODE_PARTS, Decode, DecodeLaunches, SCALES};
 pub use distance::LnShape;
 
 /// Most features or parts that any operator has.
@@ -79,7 +82,7 @@ pub const fn part_names(operator: Operator) -> &'static [&'static str] {
 pub fn parts_ns(shape: &OperatorShape, gpu: &GpuSpec) -> Row<f64> {
     match *shape {
         OperatorShape::Gemm { m, n, k } => gemm::parts_ns(m, n, k, shape, gpu),
-        OperatorShape::Attention { heads, load } => attention::parts_ns(heads, load, shape, gpu),
+        OperatorShape::Attention { heads, load } => attention::parts_ns(heads, load, gpu),
         _ => rows::parts_ns(shape, gpu),
     }
 }
@@ -108,13 +111,11 @@ pub fn joined(weighted: impl Iterator<Item = f64>, norm: i32) -> f64 {
 /// time by itself: times enter as ratios to each other or to the fixed overhead.
 #[must_use]
 pub fn features(shape: &OperatorShape, gpu: &GpuSpec, overhead_ns: f64) -> Row<f32> {
-    let over_overhead = ln(roofline_ns(shape, gpu) / overhead_ns);
+    let over_overhead = || ln(roofline_ns(shape, gpu) / overhead_ns);
     match *shape {
-        OperatorShape::Gemm { m, n, k } => gemm::features(m, n, k, shape, gpu, over_overhead),
-        OperatorShape::Attention { heads, load } => {
-            attention::features(heads, load, shape, gpu, over_overhead)
-        }
-        _ => rows::features(shape, gpu, over_overhead),
+        OperatorShape::Gemm { m, n, k } => gemm::features(m, n, k, shape, gpu, over_overhead()),
+        OperatorShape::Attention { heads, load } => attention::features(heads, load, gpu, overhead_ns),
+        _ => rows::features(shape, gpu, over_overhead()),
     }
 }
 
@@ -142,9 +143,45 @@ fn ln(x: f64) -> f32 {
     x.max(1e-30).ln() as f32
 }
 
+/// How a feature follows from the number that it tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// Its logarithm.
+    Ln,
+    /// `ln(1 + number)`.
+    Ln1p,
+    /// The number itself.
+    Plain,
+}
+
+impl Scale {
+    #[inline]
+    pub(crate) fn of(self, argument: f64) -> f32 {
+        match self {
+            Self::Ln => ln(argument),
+            Self::Ln1p => argument.ln_1p() as f32,
+            Self::Plain => argument as f32,
+        }
+    }
+}
+
+/// `x.ceil()` of a number that is not below 0, without the call that it takes where processors of any age are served.
+#[inline]
+fn ceil(x: f64) -> f64 {
+    /// From here on all numbers are whole, and up to twice this they are the only ones.
+    const WHOLE: f64 = (1u64 << 52) as f64;
+    if x < WHOLE {
+        let nearest = (x + WHOLE) - WHOLE;
+        if nearest < x { nearest + 1.0 } else { nearest }
+    } else {
+        x
+    }
+}
+
 /// `x / ceil(x)`: how full the last wave leaves the GPU; 1 for nothing.
-fn wave_fill(waves: f64) -> f32 {
-    if waves > 0.0 { (waves / waves.ceil()) as f32 } else { 1.0 }
+#[inline]
+fn wave_fill(waves: f64) -> f64 {
+    if waves > 0.0 { waves / ceil(waves) } else { 1.0 }
 }
 
 fn memory_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
@@ -153,6 +190,5 @@ fn memory_ns(shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
 
 /// Time at the tensor cores' peak at the highest clock, as in [`roofline_ns`].
 fn compute_ns(flops: f64, gpu: &GpuSpec) -> f64 {
-    let clock_headroom = f64::from(gpu.max_clock_mhz) / f64::from(gpu.boost_clock_mhz);
-    flops / (gpu.bf16_flops_per_s * clock_headroom) * 1e9
+    flops / tensor_flops_per_s(gpu) * 1e9
 }

@@ -62,7 +62,7 @@ pub(super) fn features(shape: &OperatorShape, gpu: &GpuSpec, over_overhead: f32)
         ln(bytes / gpu.l2_bytes.0 as f64),
         over_overhead,
         ln(per_sm),
-        wave_fill(per_sm),
+        wave_fill(per_sm) as f32,
         (per_sm / busiest_share(rows, num_sms)) as f32,
     ])
 }

@@ -1,4 +1,5 @@
 use plumbline_schema::{Heads, StepBatch};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -173,4 +174,42 @@ fn keys_are_split_where_tiles_leave_sms_idle() {
     // 32 of 132 SMs by tiles of 64 rows.
     close(part("64:0", "small_tile_fill"), 32.0 / 132.0 * NOMINAL_NS);
     close(part("512:0", "small_tile_fill"), NOMINAL_NS);
+}
+
+proptest! {
+    #[test]
+    fn decodes_alone_differ_in_their_features_and_parts(
+        contexts in prop::collection::vec(0..9000u32, 1..60),
+        heads in (1..80u32, 1..20u32, prop::sample::select(vec![64u32, 128])),
+    ) {
+        let heads = Heads { num_q_heads: heads.0, num_kv_heads: heads.1, head_dim: heads.2 };
+        let load_of = |contexts: Vec<u32>| StepBatch { decode_contexts: contexts, ..StepBatch::default() }.shape().attention;
+        let (one, load) = (load_of(vec![0]), load_of(contexts));
+        let row = |load| features(&OperatorShape::Attention { heads, load }, &gpu(), 2000.0);
+        let (row_of_one, row) = (row(one), row(load));
+        let parts = parts_ns(&OperatorShape::Attention { heads, load }, &gpu());
+        let launches = DecodeLaunches::new(heads, &gpu());
+        let (cut, sides) = (launches.cut(load), launches.sides(load));
+        let (arguments, decode_parts) = (launches.arguments(load, &cut, sides, 2000.0), launches.parts_ns(load, &cut, sides));
+        for (i, (&x, &of_one)) in row.as_slice().iter().zip(row_of_one.as_slice()).enumerate() {
+            let expected = match DECODE_FEATURES.iter().position(|&place| place == i) {
+                Some(place) => SCALES[i].of(arguments[place]),
+                None => of_one,
+            };
+            prop_assert_eq!(x.to_bits(), expected.to_bits(), "{}", feature_names(Operator::Attention)[i]);
+        }
+        for (i, &ns) in parts.as_slice().iter().enumerate() {
+            let expected = DECODE_PARTS.iter().position(|&place| place == i).map_or(0.0, |place| decode_parts[place]);
+            prop_assert_eq!(ns.to_bits(), expected.to_bits(), "{}", part_names(Operator::Attention)[i]);
+        }
+        prop_assert_eq!(sides, plumbline_schema::roofline::Sides::of(&OperatorShape::Attention { heads, load }, &gpu()));
+    }
+
+    #[test]
+    fn whole_numbers_are_found_as_the_library_does(x in prop_oneof![0.0..10.0, 0.0..1e9, 0.0..1e18f64], n in 0..1_000_000u32) {
+        let n = f64::from(n);
+        for x in [x, n, n.next_up(), n.next_down().max(0.0), 0.5 * n] {
+            prop_assert_eq!(ceil(x).to_bits(), x.ceil().to_bits(), "{}", x);
+        }
+    }
 }

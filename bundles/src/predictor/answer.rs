@@ -3,6 +3,8 @@
 use plumbline_schema::Operator;
 use serde::{Deserialize, Serialize};
 
+use super::RatioRange;
+
 /// Where a predicted time comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -30,6 +32,21 @@ pub struct Prediction {
     pub high_ns: f64,
     /// Where the time comes from.
     pub provenance: Provenance,
+}
+
+impl Prediction {
+    /// A time with its interval, neither of which is under the physical floor.
+    pub(super) fn within(time_ns: f64, interval: (Provenance, RatioRange), floor_ns: f64) -> Self {
+        let (provenance, range) = interval;
+        let low_ns = (time_ns * range.low).max(floor_ns);
+        Self { time_ns, low_ns, high_ns: time_ns * range.high, provenance }
+    }
+
+    /// The same launch where all takes longer by a factor.
+    pub(super) fn slowed(self, factor: f64) -> Self {
+        let Self { time_ns, low_ns, high_ns, provenance } = self;
+        Self { time_ns: time_ns * factor, low_ns: low_ns * factor, high_ns: high_ns * factor, provenance }
+    }
 }
 
 /// What to do about a shape outside the measured domain.

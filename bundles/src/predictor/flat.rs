@@ -34,7 +34,7 @@ struct Group {
 /// for the registers.
 const TOGETHER: usize = 16;
 /// Leaves' feature; rows have 0 there, which is above nothing.
-const NO_FEATURE: u16 = 255;
+const NO_FEATURE: u16 = 63;
 const MAX_NODES: usize = 1 << 24;
 /// Trees that [`Forest::predict`] sums up at a time: another order would round to other bits.
 const SUMMED: usize = 8;
@@ -73,6 +73,12 @@ impl FlatForest {
 
     /// The mean of the trees' values for a row of the forest's features.
     pub(super) fn predict(&self, x: &[f32]) -> f64 {
+        self.predict_noting(x, |_| ())
+    }
+
+    /// [`Self::predict`]; `note` is told each tree's leaf, by its place among the nodes of all trees.
+    #[inline]
+    pub(super) fn predict_noting(&self, x: &[f32], mut note: impl FnMut(usize)) -> f64 {
         let mut row = [0; NO_FEATURE as usize + 1];
         row.iter_mut().zip(x).for_each(|(key_of_x, &x)| *key_of_x = key(x));
         // As `Iterator::sum` starts.
@@ -82,11 +88,12 @@ impl FlatForest {
             for _ in 0..group.depth {
                 for place in &mut places {
                     let node = self.nodes[*place as usize];
-                    let go_right = row[(node.link & 255) as usize] > node.threshold;
+                    let go_right = row[(node.link as u16 & NO_FEATURE) as usize] > node.threshold;
                     *place = (node.link >> 8) + u32::from(go_right);
                 }
             }
             let values = places.map(|place| f64::from(f32::from_bits(self.nodes[place as usize].threshold)));
+            places[..group.num_trees].iter().for_each(|&place| note(place as usize));
             for values in values[..group.num_trees].chunks(SUMMED) {
                 let part = values.iter().sum::<f64>();
                 if values.len() == SUMMED { sum += part } else { rest = part }
@@ -177,7 +184,7 @@ mod tests {
     fn a_forest_with_more_features_than_a_link_names_stays_as_it_is() {
         let forest =
             |num_features| Forest { num_features, trees: vec![Tree { nodes: vec![Node::default()] }] };
-        assert!(FlatForest::new(&forest(255)).is_some());
-        assert!(FlatForest::new(&forest(256)).is_none());
+        assert!(FlatForest::new(&forest(63)).is_some());
+        assert!(FlatForest::new(&forest(64)).is_none());
     }
 }

@@ -5,7 +5,9 @@
 //! Start with [`Predictors::predict`]; [`OperatorPredictor`] is what a file holds.
 
 mod answer;
+mod boxed;
 mod compiled;
+mod decodes;
 mod domain;
 mod file;
 mod flat;

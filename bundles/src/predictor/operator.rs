@@ -5,7 +5,7 @@ use std::path::Path;
 use plumbline_schema::{GpuSpec, InputError, Operator, OperatorShape, roofline::floor_ns};
 use serde::{Deserialize, Serialize};
 
-use super::{Domain, TransferredFrom};
+use super::{Domain, Provenance, TransferredFrom, domain::Place};
 use crate::{
     bundle::predictor_name,
     error::BundleError,
@@ -217,6 +217,17 @@ impl OperatorPredictor {
         self.predict_by(shape, gpu, |row| self.forest.predict(row))
     }
 
+    /// Where the time of a shape comes from that lies at a place of the domain, and its interval.
+    pub(super) fn interval_at(&self, place: Place) -> (Provenance, RatioRange) {
+        let Interval { interpolated, extrapolated, unseen_layout, .. } = self.interval;
+        match place {
+            _ if self.transferred_from.is_some() => (Provenance::Transferred, extrapolated),
+            Place::Outside => (Provenance::Extrapolated, extrapolated),
+            Place::SurroundedLayout => (Provenance::Interpolated, unseen_layout.unwrap_or(extrapolated)),
+            Place::Measured(_) | Place::MeasuredLayout => (Provenance::Interpolated, interpolated),
+        }
+    }
+
     /// [`Self::predict`] with a forest that answers as this one does.
     ///
     /// The ratio comes from the GPU that was measured, the baseline is of `gpu`.
@@ -228,8 +239,22 @@ impl OperatorPredictor {
     ) -> f64 {
         let from = self.transferred_from.as_ref();
         let ln_ratio = self.ln_ratio_by(shape, from.map_or(gpu, |from| &from.gpu), forest);
-        let ratio = from.map_or(ln_ratio, |from| from.ratio_share * ln_ratio).exp();
-        (self.baseline_ns(shape, gpu) * ratio).max(floor_ns(shape, gpu))
+        (self.baseline_ns(shape, gpu) * self.ratio(ln_ratio)).max(floor_ns(shape, gpu))
+    }
+
+    /// Time over baseline, by what [`Self::ln_ratio`] is on the GPU that was measured.
+    pub(super) fn ratio(&self, ln_ratio: f64) -> f64 {
+        self.transferred_from.as_ref().map_or(ln_ratio, |from| from.ratio_share * ln_ratio).exp()
+    }
+
+    /// What is left of a ratio at a batch that may lie beyond all that was measured.
+    pub(super) fn faded(&self, ln_ratio: f64, values: &[u64]) -> f64 {
+        ln_ratio / (1.0 + self.domain.ln_beyond(self.operator, values) / FADE_LN)
+    }
+
+    /// The launch overhead that the forest's features are relative to.
+    pub(super) fn measured_overhead_ns(&self) -> f64 {
+        self.transferred_from.as_ref().map_or(self.overhead_ns, |from| from.overhead_ns)
     }
 
     /// `ln(time / baseline)` on the GPU that was measured.
@@ -242,7 +267,7 @@ impl OperatorPredictor {
     }
 
     fn ln_ratio_by(&self, shape: &OperatorShape, measured: &GpuSpec, forest: impl Fn(&[f32]) -> f64) -> f64 {
-        let overhead_ns = self.transferred_from.as_ref().map_or(self.overhead_ns, |from| from.overhead_ns);
+        let overhead_ns = self.measured_overhead_ns();
         let of_forest = || forest(features(shape, measured, overhead_ns).as_slice());
         let Some(values) = shape_values(self.operator, shape) else { return of_forest() };
         let values = values.as_slice();
@@ -256,7 +281,7 @@ impl OperatorPredictor {
             Some((residual, _)) => residual,
             None => of_forest(),
         };
-        ln_ratio / (1.0 + self.domain.ln_beyond(self.operator, values) / FADE_LN)
+        self.faded(ln_ratio, values)
     }
 }
 

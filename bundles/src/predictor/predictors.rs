@@ -93,15 +93,13 @@ impl Predictors {
         shape: &OperatorShape,
         out_of_domain: OutOfDomain,
     ) -> Result<Prediction, PredictError> {
-        let Prediction { time_ns, low_ns, high_ns, provenance } =
-            self.predict(operator, shape, out_of_domain)?;
-        let factor = self.sustained.factor(operator, shape, &self.gpu);
-        Ok(Prediction {
-            time_ns: time_ns * factor,
-            low_ns: low_ns * factor,
-            high_ns: high_ns * factor,
-            provenance,
-        })
+        let prediction = self.predict(operator, shape, out_of_domain)?;
+        Ok(prediction.slowed(self.sustained.factor(operator, shape, &self.gpu)))
+    }
+
+    /// What a lasting load takes on this GPU.
+    pub(super) fn sustained(&self) -> SustainedSlowdown {
+        self.sustained
     }
 
     /// The GPU whose times are predicted.
@@ -156,17 +154,8 @@ impl Predictors {
             None => predictor.forest.predict(row),
         };
         let time_ns = predictor.predict_by(shape, &self.gpu, forest);
-        let interval = &predictor.interval;
-        let (provenance, range) = match place {
-            _ if is_transferred => (Provenance::Transferred, interval.extrapolated),
-            Place::Outside => (Provenance::Extrapolated, interval.extrapolated),
-            Place::SurroundedLayout => {
-                (Provenance::Interpolated, interval.unseen_layout.unwrap_or(interval.extrapolated))
-            }
-            Place::Measured(_) | Place::MeasuredLayout => (Provenance::Interpolated, interval.interpolated),
-        };
-        let low_ns = (time_ns * range.low).max(floor_ns(shape, &self.gpu));
-        Ok(Prediction { time_ns, low_ns, high_ns: time_ns * range.high, provenance })
+        let interval = predictor.interval_at(place);
+        Ok(Prediction::within(time_ns, interval, floor_ns(shape, &self.gpu)))
     }
 
     fn missing(&self, operator: Operator) -> PredictError {

@@ -1,0 +1,201 @@
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
+
+use plumbline_schema::{GpuSpec, PrefillChunk};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Bundle, predictor::CompiledPredictors};
+
+/// The shipped predictors, the same slowed down under a lasting load, and the same carried to another GPU.
+static PREDICTORS: LazyLock<[Arc<Predictors>; 3]> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/h100-sxm5-80gb");
+    let shipped = Bundle::open(&folder).unwrap().predictors().unwrap();
+    let mut sustained = shipped.sustained();
+    sustained.attention = 1.07;
+    let a100 = GpuSpec::by_name("a100-sxm4-80gb").unwrap();
+    let (slowed, transferred) =
+        (shipped.clone().with_sustained(sustained), shipped.clone().transferred_to(a100));
+    [shipped, slowed, transferred].map(Arc::new)
+});
+
+/// What happens to a batch between two questions.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Every sequence gets this many tokens, a question each.
+    Grow(u32),
+    Arrive(u32),
+    Finish(usize),
+    /// A chunk joins for one step.
+    Chunk(PrefillChunk),
+    /// Another batch.
+    Start(Vec<u32>),
+    /// Numbers of no batch.
+    Ask(AttentionLoad),
+}
+
+fn context() -> impl Strategy<Value = u32> {
+    prop_oneof![8 => 0..4000u32, 2 => 0..40_000u32, 1 => 0..=u32::MAX]
+}
+
+fn batch() -> impl Strategy<Value = Vec<u32>> {
+    let alike = (context(), 1..700usize).prop_map(|(context, len)| vec![context; len]);
+    prop_oneof![
+        4 => prop::collection::vec(context(), 1..40),
+        2 => prop::collection::vec(0..3000u32, 1..700),
+        1 => alike,
+    ]
+}
+
+/// Any numbers, with chunks or without, many of them those of a load of decodes.
+fn numbers() -> impl Strategy<Value = AttentionLoad> {
+    let number =
+        || prop_oneof![3 => Just(0u64), 3 => 0..3000u64, 1 => 0..=u64::from(u32::MAX), 1 => any::<u64>()];
+    prop::collection::vec(number(), 7).prop_map(|n| AttentionLoad {
+        num_prefill_seqs: n[0] as u32 & 1,
+        // Sums beyond 64 bits are no load's.
+        prefill_kv_tokens: n[1] >> 8,
+        num_decode_seqs: n[2] as u32,
+        decode_kv_tokens: n[3] >> 8,
+        max_decode_kv_tokens: n[4] as u32,
+        ..AttentionLoad::default()
+    })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let chunk = (1..3000u32, 0..5000u32)
+        .prop_map(|(num_tokens, context_len)| Event::Chunk(PrefillChunk { num_tokens, context_len }));
+    prop_oneof![
+        4 => (1..12u32).prop_map(Event::Grow),
+        2 => (1..300u32).prop_map(Event::Grow),
+        3 => context().prop_map(Event::Arrive),
+        3 => any::<usize>().prop_map(Event::Finish),
+        1 => chunk,
+        1 => batch().prop_map(Event::Start),
+        1 => numbers().prop_map(Event::Ask),
+    ]
+}
+
+/// The loads that events ask for, one after another.
+fn loads(events: &[Event]) -> Vec<AttentionLoad> {
+    let (mut contexts, mut loads) = (vec![100u32, 900], Vec::new());
+    let load_of = |contexts: &[u32]| {
+        let mut load = AttentionLoad::default();
+        for &context in contexts {
+            load.add_decode(context);
+        }
+        load
+    };
+    for event in events {
+        match event {
+            Event::Grow(steps) => {
+                for _ in 0..*steps {
+                    for context in &mut contexts {
+                        *context = context.saturating_add(1);
+                    }
+                    loads.push(load_of(&contexts));
+                }
+            }
+            Event::Arrive(context) => contexts.push(*context),
+            Event::Finish(i) if !contexts.is_empty() => drop(contexts.swap_remove(i % contexts.len())),
+            Event::Finish(_) => {}
+            Event::Start(batch) => contexts.clone_from(batch),
+            Event::Chunk(chunk) => {
+                let mut load = load_of(&contexts);
+                load.add_prefill(*chunk);
+                loads.push(load);
+            }
+            Event::Ask(load) => loads.push(*load),
+        }
+        loads.extend((!matches!(event, Event::Ask(_))).then(|| load_of(&contexts)));
+    }
+    loads
+}
+
+fn heads() -> impl Strategy<Value = Heads> {
+    let measured = [(32, 8), (16, 8), (8, 1), (64, 8), (28, 4)].map(|(num_q_heads, num_kv_heads)| Heads {
+        num_q_heads,
+        num_kv_heads,
+        head_dim: 128,
+    });
+    let unmeasured = (1..200u32, 1..20u32, prop::sample::select(vec![64u32, 96, 128, 256]))
+        .prop_map(|(num_q_heads, num_kv_heads, head_dim)| Heads { num_q_heads, num_kv_heads, head_dim });
+    let hostile = (any::<u32>(), 0..3u32, 0..4000u32)
+        .prop_map(|(num_q_heads, num_kv_heads, head_dim)| Heads { num_q_heads, num_kv_heads, head_dim });
+    prop_oneof![8 => prop::sample::select(measured.to_vec()), 2 => unmeasured, 1 => hostile]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn answers_are_those_of_the_predictors(
+        which in 0..3usize,
+        sessions in prop::collection::vec((heads(), prop::collection::vec(event(), 1..20), any::<bool>()), 1..4),
+    ) {
+        let predictors = &PREDICTORS[which];
+        let compiled = CompiledPredictors::new(Arc::clone(predictors));
+        for (heads, events, refuses) in sessions {
+            let rule = if refuses { OutOfDomain::Refuse } else { OutOfDomain::Extrapolate };
+            for load in loads(&events) {
+                let shape = OperatorShape::Attention { heads, load };
+                let bits = |p: Prediction| ([p.time_ns, p.low_ns, p.high_ns].map(f64::to_bits), p.provenance);
+                let expected = predictors.predict_in_step(ATTENTION, &shape, rule).map(bits);
+                let found = compiled.predict_in_step(ATTENTION, &shape, rule).map(bits);
+                prop_assert_eq!(expected, found, "{:?}", shape);
+            }
+        }
+    }
+}
+
+/// A layout that decodes are asked of until the first one is not known any more.
+fn layout_and_load(num_seqs: u32) -> (Decodes, Heads, AttentionLoad) {
+    let heads = Heads { num_q_heads: 32, num_kv_heads: 8, head_dim: 128 };
+    let mut load = AttentionLoad::default();
+    (0..num_seqs).for_each(|seq| load.add_decode(301 + 77 * seq));
+    (Decodes::default(), heads, load)
+}
+
+#[test]
+fn a_stretch_of_decodes_is_learned_a_few_times_only() {
+    let predictors = &PREDICTORS[0];
+    let (mut decodes, heads, first) = layout_and_load(16);
+    let (mut num_learned, mut num_left, mut num_runs) = (0, 0, 0);
+    for step in 0..1000 {
+        let load = grown(first, step);
+        let rule = OutOfDomain::Extrapolate;
+        if decodes.predict(predictors, heads, load, rule).is_none() {
+            let is_learned = decodes.learn(predictors, heads, load, rule).is_some();
+            num_learned += usize::from(is_learned);
+            num_left += usize::from(!is_learned);
+        }
+        let layout = decodes.layouts[0].1.as_ref().unwrap();
+        num_runs += u32::from(layout.last.is_some_and(|run| run.first == load));
+    }
+    assert!(num_learned < 60 && num_runs < 250, "{num_learned} of {num_runs}");
+    // With as many keys as a load that was measured.
+    assert!(num_left < 10, "{num_left}");
+    let layout = decodes.layouts[0].1.as_ref().unwrap();
+    assert_eq!(layout.regions.len(), MAX_REGIONS.min(num_learned));
+}
+
+#[test]
+fn layouts_are_bounded_and_the_others_are_left_to_the_predictors() {
+    let predictors = &PREDICTORS[0];
+    let (mut decodes, heads, load) = layout_and_load(5);
+    let rule = OutOfDomain::Extrapolate;
+    for round in 0..3 {
+        for num_kv_heads in 1..20 {
+            let heads = Heads { num_kv_heads, ..heads };
+            let near = decodes.predict(predictors, heads, grown(load, round), rule);
+            let answer = near.or_else(|| decodes.learn(predictors, heads, grown(load, round), rule));
+            let expected = (num_kv_heads as usize) <= MAX_LAYOUTS;
+            assert_eq!(answer.is_some(), expected, "{num_kv_heads}");
+            assert!(decodes.layouts.len() <= MAX_LAYOUTS);
+        }
+    }
+    // Nothing is learned of a load that was not asked for just before.
+    assert!(decodes.learn(predictors, Heads { num_kv_heads: 1, ..heads }, grown(load, 9), rule).is_none());
+}
