@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = ModelSpec::load(model)?;
     let is_graph = profile.dispatch.contains_key(&Dispatch::FullGraph);
     let mode = if is_graph { EngineMode::Graph } else { EngineMode::Eager };
-    let deployment = Deployment::defaults(&model, predictors.gpu(), mode);
+    let deployment = Deployment::defaults(&model, predictors.gpu(), mode)?;
     let times = BundleTimes::new(predictors, OutOfDomain::Extrapolate);
     let mut timer = StepTimeModel::new(&model, times, &profile, &deployment)?;
 

@@ -10,6 +10,7 @@ mod import;
 mod left_out;
 mod lint;
 mod mutation;
+mod parallel;
 mod pipeline;
 mod recipe;
 mod repeatability;
