@@ -4,6 +4,7 @@
 
 mod commands;
 mod data;
+mod engines;
 mod exit;
 mod failure;
 mod logging;

@@ -131,10 +131,11 @@ impl Row for TokenMetrics {
     }
 }
 
-/// Whose tokens a step computed is read where an engine records it, and not written.
+/// The last four columns are empty where it is not recorded whose tokens a step computed.
 impl Row for StepMetrics {
     const HEADER: &'static str = "step_start_ns,step_duration_ns,schedule_ns,num_prefill_seqs,num_prefill_tokens,\
-                                  num_decode_seqs,prefill_chunks_tokens_context,decode_contexts";
+                                  num_decode_seqs,prefill_chunks_tokens_context,decode_contexts,\
+                                  prefill_request_ids,decode_request_ids,preempted_request_ids,free_blocks";
 
     #[inline]
     fn append_to(&self, line: &mut Line) {
@@ -152,6 +153,20 @@ impl Row for StepMetrics {
         });
         line.comma();
         line.list(&self.batch.decode_contexts, |line, &context| line.number(context));
+        line.comma();
+        let Some(requests) = &self.requests else {
+            line.text.extend_from_slice(b",,,");
+            return;
+        };
+        for ids in
+            [&requests.prefill_request_ids, &requests.decode_request_ids, &requests.preempted_request_ids]
+        {
+            line.list(ids, |line, &id| line.number(id));
+            line.comma();
+        }
+        if let Some(free_blocks) = requests.free_blocks {
+            line.number(free_blocks);
+        }
     }
 }
 

@@ -163,7 +163,11 @@ impl From<ServeError<StepTimeError>> for SimulateError {
     }
 }
 
-fn check_workload(workload: &Workload) -> Result<(), SimulateError> {
+/// Checks what a simulation relies on.
+///
+/// # Errors
+/// When a length is 0 or arrivals step back.
+pub fn check_workload(workload: &Workload) -> Result<(), SimulateError> {
     let mut last = Nanos::ZERO;
     for r in &workload.requests {
         let invalid = |expected, found| {

@@ -78,6 +78,41 @@ impl OperatorTimes for RooflineTimes {
     }
 }
 
+/// An end of a prediction's interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// The least.
+    Low,
+    /// The greatest.
+    High,
+}
+
+/// Every time at one end of its interval: what a simulation makes of operators that all err together.
+#[derive(Clone, Copy, Debug)]
+pub struct EdgeTimes<T> {
+    times: T,
+    edge: Edge,
+}
+
+impl<T> EdgeTimes<T> {
+    /// The ends of the intervals of `times`.
+    #[must_use]
+    pub const fn new(times: T, edge: Edge) -> Self {
+        Self { times, edge }
+    }
+}
+
+impl<T: OperatorTimes> OperatorTimes for EdgeTimes<T> {
+    fn predict(&self, operator: Operator, shape: &OperatorShape) -> Result<Prediction, PredictError> {
+        let prediction = self.times.predict(operator, shape)?;
+        let time_ns = match self.edge {
+            Edge::Low => prediction.low_ns,
+            Edge::High => prediction.high_ns,
+        };
+        Ok(Prediction { time_ns, ..prediction })
+    }
+}
+
 /// Times in ns, summed by provenance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ProvenanceTimes {

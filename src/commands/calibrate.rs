@@ -16,9 +16,9 @@ use plumbline_validator::calibrate::{
 };
 use serde::Serialize;
 
-use super::simulate::predictors;
 use crate::{
     data,
+    engines::{engine, predictors},
     exit::Exit,
     failure::Failure,
     output::{Output, Table, Text, percent},
@@ -131,7 +131,7 @@ fn host(args: &Args, bundle: &Bundle) -> Result<Option<HostInfo>, Failure> {
 /// The profile to start from.
 fn prior(bundle: &Bundle, name_or_path: &str, runs: &[FitRun]) -> Result<EngineProfile, Failure> {
     if data::is_file(name_or_path) || bundle.engine_names().contains(&name_or_path) {
-        return super::simulate::engine(bundle, name_or_path);
+        return engine(bundle, name_or_path);
     }
     let engine = runs.first().map_or("unknown", |first| first.run.info.engine.as_str());
     Ok(uncalibrated(name_or_path, engine, SCHEDULER, &bundle.host()?))

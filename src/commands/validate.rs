@@ -9,7 +9,8 @@ use plumbline_validator::{
     CaseStatus, Suite, SuiteResult, ValidateOptions, render_table, validate, write_report,
 };
 
-use super::simulate::{OutOfDomainArg, ResidualsArg};
+use super::simulate::ResidualsArg;
+use crate::engines::OutOfDomainArg;
 use crate::{data, exit::Exit, failure::Failure, output::Output};
 
 /// Simulate every case of a suite, compare it with its real runs, write a report

@@ -4,7 +4,7 @@ use serde::Serialize;
 use super::*;
 use crate::{
     batch::{PrefillChunk, StepBatch},
-    run::RequestStatus,
+    run::{RequestStatus, StepRequests},
 };
 
 /// What serde and `csv` write for a step: the format's columns in order.
@@ -18,11 +18,17 @@ struct StepColumns {
     num_decode_seqs: u32,
     prefill_chunks_tokens_context: String,
     decode_contexts: String,
+    prefill_request_ids: String,
+    decode_request_ids: String,
+    preempted_request_ids: String,
+    free_blocks: Option<u32>,
 }
 
 impl From<&StepMetrics> for StepColumns {
     fn from(step: &StepMetrics) -> Self {
         let load = step.batch.shape().attention;
+        let requests = step.requests.clone().unwrap_or_default();
+        let joined = |ids: Vec<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(";");
         Self {
             step_start_ns: step.step_start_ns,
             step_duration_ns: step.step_duration_ns,
@@ -32,6 +38,10 @@ impl From<&StepMetrics> for StepColumns {
             num_decode_seqs: load.num_decode_seqs,
             prefill_chunks_tokens_context: step.batch.format_prefill_chunks(),
             decode_contexts: step.batch.format_decode_contexts(),
+            prefill_request_ids: joined(requests.prefill_request_ids),
+            decode_request_ids: joined(requests.decode_request_ids),
+            preempted_request_ids: joined(requests.preempted_request_ids),
+            free_blocks: requests.free_blocks,
         }
     }
 }
@@ -97,13 +107,25 @@ fn token() -> impl Strategy<Value = TokenMetrics> {
 fn step() -> impl Strategy<Value = StepMetrics> {
     let chunk = (any::<u32>(), any::<u32>())
         .prop_map(|(num_tokens, context_len)| PrefillChunk { num_tokens, context_len });
-    (nanos(), nanos(), nanos(), vec(chunk, 0..4), vec(any::<u32>(), 0..9)).prop_map(
-        |(step_start_ns, step_duration_ns, schedule_ns, prefill_chunks, decode_contexts)| StepMetrics {
-            step_start_ns,
-            step_duration_ns,
-            schedule_ns,
-            batch: StepBatch { prefill_chunks, decode_contexts },
-            requests: None,
+    let ids = || vec(any::<u64>(), 0..4);
+    let requests = (ids(), ids(), ids(), option::of(any::<u32>())).prop_map(
+        |(prefill_request_ids, decode_request_ids, preempted_request_ids, free_blocks)| StepRequests {
+            prefill_request_ids,
+            decode_request_ids,
+            preempted_request_ids,
+            free_blocks,
+        },
+    );
+    let times = (nanos(), nanos(), nanos());
+    (times, vec(chunk, 0..4), vec(any::<u32>(), 0..9), option::of(requests)).prop_map(
+        |((step_start_ns, step_duration_ns, schedule_ns), prefill_chunks, decode_contexts, requests)| {
+            StepMetrics {
+                step_start_ns,
+                step_duration_ns,
+                schedule_ns,
+                batch: StepBatch { prefill_chunks, decode_contexts },
+                requests,
+            }
         },
     )
 }
