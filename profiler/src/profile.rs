@@ -10,7 +10,7 @@ use std::{
 };
 
 use plumbline_bundles::{Bundle, BundleWriter, CurvePoint, Sample, bundle};
-use plumbline_schema::{InputError, Location, ModelSpec, Operator, forward::ParallelismError};
+use plumbline_schema::{InputError, Location, ModelSpec, Operator};
 
 use crate::{
     advisor::Advisor,
@@ -178,17 +178,12 @@ pub fn profile(
 
 fn plan_of(options: &ProfileOptions) -> Result<Plan, ProfileError> {
     let plan = if options.grid { Plan::with_grid } else { Plan::new };
-    let plan = plan(&options.models, &options.envelope).map_err(|e| match e {
-        ParallelismError::Tensor { num_kv_heads, intermediate_size, tensor_parallel_size } => {
-            let expected = format!(
-                "divisors of num_kv_heads = {num_kv_heads} and intermediate_size = {intermediate_size}"
-            );
-            invalid("tensor_parallel_sizes", expected, tensor_parallel_size.to_string())
-        }
-        ParallelismError::Pipeline { num_layers, pipeline_parallel_size } => {
-            let expected = format!("1 to num_layers = {num_layers}");
-            invalid("pipeline_parallel_size", expected, pipeline_parallel_size.to_string())
-        }
+    let plan = plan(&options.models, &options.envelope).map_err(|e| {
+        let expected = format!(
+            "divisors of num_kv_heads = {} and intermediate_size = {}",
+            e.num_kv_heads, e.intermediate_size
+        );
+        invalid("tensor_parallel_sizes", expected, e.tensor_parallel_size.to_string())
     })?;
     if plan.points.is_empty() {
         return Err(invalid("models", "at least one", "none").into());
