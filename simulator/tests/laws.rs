@@ -317,5 +317,5 @@ fn workloads_that_break_their_rules_are_refused() {
     let synchronous = EngineProfile { scheduler: "sarathi".into(), ..good.clone() };
     assert!(error(&asynchronous, &synchronous, &[(0, 1, 1)]).contains("`async_scheduling = true`"));
     let two = Deployment { tensor_parallel_size: 2, ..deployment };
-    assert!(error(&two, &good, &[(0, 1, 1)]).contains("needs times of collectives"));
+    assert!(error(&two, &good, &[(0, 1, 1)]).contains("need times of collectives"));
 }
