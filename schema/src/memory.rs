@@ -23,7 +23,13 @@ use thiserror::Error;
 
 use self::share::Share;
 pub use self::share::{NON_TORCH_BYTES, PeakMoment};
-use crate::{deployment::Deployment, gpu::GpuSpec, model::ModelSpec, units::Bytes};
+use crate::{
+    deployment::Deployment,
+    forward::{Stage, stages},
+    gpu::GpuSpec,
+    model::ModelSpec,
+    units::Bytes,
+};
 
 /// Share of the GPU's memory that vLLM 0.24 takes when told nothing (`vllm/config/cache.py`, `CacheConfig`; it was
 /// 0.9 in older versions).
@@ -77,16 +83,9 @@ pub enum MemoryError {
     /// The share is no share.
     #[error("gpu_memory_utilization: expected a number above 0 and at most 1, found {0}")]
     Utilization(f64),
-    /// The model cannot be split like this.
-    #[error("{key}: expected {expected}, found {found}")]
-    Split {
-        /// The deployment's key.
-        key: &'static str,
-        /// What it must be.
-        expected: String,
-        /// What it is.
-        found: u32,
-    },
+    /// The deployment is none for this model: its GPUs cannot share it, or its blocks hold no token.
+    #[error("{0}")]
+    Deployment(String),
     /// Something does not fit.
     #[error(
         "{model} on {gpu}{}: expected {what} within the budget of {} ({gpu_memory_utilization} of {}), found {}; give \
@@ -113,6 +112,11 @@ pub enum MemoryError {
         /// The share that makes the one of the other.
         gpu_memory_utilization: f64,
     },
+}
+
+fn all_stages(model: &ModelSpec, deployment: &Deployment) -> Result<Vec<Stage>, MemoryError> {
+    stages(model, deployment.pipeline_parallel_size)
+        .map_err(|error| MemoryError::Deployment(error.to_string()))
 }
 
 fn stage_text(stage: u32, num_stages: u32) -> String {
@@ -196,14 +200,15 @@ impl MemoryPlan {
         deployment: &Deployment,
         options: &MemoryOptions,
     ) -> Result<Self, MemoryError> {
-        let mut tightest = Self::of_stage(model, gpu, deployment, options, 0)?;
-        for stage in 1..deployment.pipeline_parallel_size {
-            let plan = Self::of_stage(model, gpu, deployment, options, stage)?;
-            if plan.num_gpu_blocks() < tightest.num_gpu_blocks() {
-                tightest = plan;
-            }
-        }
-        Ok(tightest)
+        let plans = all_stages(model, deployment)?
+            .into_iter()
+            .zip(0..)
+            .map(|(stage, index)| Self::on(model, gpu, deployment, options, (stage, index)));
+        let tightest = plans.reduce(|tightest, plan| {
+            let (tightest, plan) = (tightest?, plan?);
+            Ok(if plan.num_gpu_blocks() < tightest.num_gpu_blocks() { plan } else { tightest })
+        });
+        tightest.unwrap_or_else(|| Err(MemoryError::Deployment("expected a stage, found none".into())))
     }
 
     /// The plan of a GPU of one pipeline stage, from 0, as if it were the only one.
@@ -216,6 +221,21 @@ impl MemoryPlan {
         deployment: &Deployment,
         options: &MemoryOptions,
         stage: u32,
+    ) -> Result<Self, MemoryError> {
+        let stages = all_stages(model, deployment)?;
+        let found = stages.get(stage as usize).ok_or_else(|| {
+            MemoryError::Deployment(format!("expected a stage from 0 to {}, found {stage}", stages.len() - 1))
+        })?;
+        Self::on(model, gpu, deployment, options, (*found, stage))
+    }
+
+    /// The plan of a GPU of a stage, given with its index.
+    fn on(
+        model: &ModelSpec,
+        gpu: &GpuSpec,
+        deployment: &Deployment,
+        options: &MemoryOptions,
+        (stage, index): (Stage, u32),
     ) -> Result<Self, MemoryError> {
         let utilization = options.gpu_memory_utilization;
         if !(utilization > 0.0 && utilization <= 1.0) {
@@ -235,43 +255,49 @@ impl MemoryPlan {
             non_torch: NON_TORCH_BYTES,
             graph_pools: if options.reserves_graph_pools { graph_pools } else { Bytes(0) },
         };
-        let block = share.block();
-        for (what, needed) in [
-            ("the weights", parts.weights()),
-            ("the weights and activations", parts.total()),
-            ("the weights, the activations and one KV block", parts.total() + block),
-        ] {
-            if needed > budget {
-                return Err(MemoryError::DoesNotFit {
-                    what,
-                    model: model.name.clone(),
-                    gpu: gpu.name.clone(),
-                    stage,
-                    num_stages: deployment.pipeline_parallel_size,
-                    needed,
-                    budget,
-                    device,
-                    gpu_memory_utilization: utilization,
-                });
-            }
-        }
-        let available = budget.0 - parts.total().0;
-        // A deployment counts blocks in 32 bits; a model that small leaves the rest unused.
-        let num_blocks = (available / block.0).min(u32::MAX.into());
-        let kv = Bytes(num_blocks * block.0);
-        Ok(Self {
+        let mut plan = Self {
             gpu: gpu.name.clone(),
-            stage,
+            stage: index,
             gpu_memory_utilization: utilization,
             device,
             budget,
             parts,
             peak,
-            block,
-            kv,
-            unused: Bytes(available - kv.0),
+            block: share.block(),
+            kv: Bytes(0),
+            unused: Bytes(0),
             graph_pools,
-        })
+        };
+        plan.check_fit(model, deployment.pipeline_parallel_size)?;
+        let available = budget.0 - parts.total().0;
+        // A deployment counts blocks in 32 bits; a model that small leaves the rest unused.
+        plan.kv = Bytes((available / plan.block.0).min(u32::MAX.into()) * plan.block.0);
+        plan.unused = Bytes(available - plan.kv.0);
+        Ok(plan)
+    }
+
+    /// Whether the parts and one KV block fit, and which do not.
+    fn check_fit(&self, model: &ModelSpec, num_stages: u32) -> Result<(), MemoryError> {
+        for (what, needed) in [
+            ("the weights", self.parts.weights()),
+            ("the weights and activations", self.parts.total()),
+            ("the weights, the activations and one KV block", self.parts.total() + self.block),
+        ] {
+            if needed > self.budget {
+                return Err(MemoryError::DoesNotFit {
+                    what,
+                    model: model.name.clone(),
+                    gpu: self.gpu.clone(),
+                    stage: self.stage,
+                    num_stages,
+                    needed,
+                    budget: self.budget,
+                    device: self.device,
+                    gpu_memory_utilization: self.gpu_memory_utilization,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// KV blocks, at least 1.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{MemoryError, bytes};
 use crate::{
     deployment::{Deployment, EngineMode},
+    forward::{Stage, heads_per_gpu},
     gpu::GpuSpec,
     model::{BF16_BYTES, ModelSpec},
     units::Bytes,
@@ -46,10 +47,7 @@ pub(super) struct Share<'a> {
     model: &'a ModelSpec,
     gpu: &'a GpuSpec,
     deployment: &'a Deployment,
-    /// Layers of its stage.
-    num_layers: u128,
-    is_first: bool,
-    is_last: bool,
+    stage: Stage,
     hidden: u128,
     /// Elements of a token's queries on this GPU.
     q_width: u128,
@@ -62,48 +60,27 @@ pub(super) struct Share<'a> {
 }
 
 impl<'a> Share<'a> {
-    /// Fails when the model cannot be split over the deployment's GPUs, or there is no such stage.
+    /// Fails when the model's layers cannot be split over the deployment's GPUs.
     pub(super) fn new(
         model: &'a ModelSpec,
         gpu: &'a GpuSpec,
         deployment: &'a Deployment,
-        stage: u32,
+        stage: Stage,
     ) -> Result<Self, MemoryError> {
-        let (tp, stages) = (deployment.tensor_parallel_size, deployment.pipeline_parallel_size);
-        let split = |key, expected: String, found| Err(MemoryError::Split { key, expected, found });
-        let (q_heads, kv_heads) = (model.num_q_heads, model.num_kv_heads);
-        let divides = |count: u32| tp != 0 && count.is_multiple_of(tp);
-        if !divides(q_heads) || !divides(model.intermediate_size) {
-            let expected =
-                format!("a divisor of {q_heads} query heads and of the MLP's {}", model.intermediate_size);
-            return split("tensor_parallel_size", expected, tp);
-        }
-        if !divides(kv_heads) && !tp.is_multiple_of(kv_heads) {
-            let expected = format!("a divisor or a multiple of {kv_heads} KV heads");
-            return split("tensor_parallel_size", expected, tp);
-        }
-        if !(1..=model.num_layers).contains(&stages) {
-            let expected = format!("1 to the model's {} layers", model.num_layers);
-            return split("pipeline_parallel_size", expected, stages);
-        }
-        if stage >= stages {
-            return split("pipeline_parallel_size", format!("more than stage {stage}, from 0"), stages);
-        }
+        let tp = deployment.tensor_parallel_size;
+        let heads = heads_per_gpu(model, tp).map_err(|error| MemoryError::Deployment(error.to_string()))?;
         if deployment.block_size == 0 {
-            return split("block_size", "at least 1".into(), 0);
+            return Err(MemoryError::Deployment("expected a block_size of at least 1, found 0".into()));
         }
-        let head_dim = u128::from(model.head_dim);
+        let head_dim = u128::from(heads.head_dim);
         Ok(Self {
             model,
             gpu,
             deployment,
-            num_layers: stage_layers(model.num_layers, stages, stage).into(),
-            is_first: stage == 0,
-            is_last: stage + 1 == stages,
+            stage,
             hidden: model.hidden_size.into(),
-            q_width: u128::from(q_heads / tp) * head_dim,
-            // Heads are repeated where there are more GPUs than heads.
-            kv_width: u128::from((kv_heads / tp).max(1)) * head_dim,
+            q_width: u128::from(heads.num_q_heads) * head_dim,
+            kv_width: u128::from(heads.num_kv_heads) * head_dim,
             intermediate: (model.intermediate_size / tp).into(),
             vocab: u128::from(model.vocab_size).next_multiple_of(VOCAB_PADDING).div_ceil(tp.into()),
         })
@@ -115,21 +92,21 @@ impl<'a> Share<'a> {
     }
 
     pub(super) fn embedding(&self) -> Bytes {
-        bytes(if self.is_first { self.table() } else { 0 })
+        bytes(if self.stage.is_first { self.table() } else { 0 })
     }
 
     /// A tied head of another stage than the embedding is a copy of it.
     pub(super) fn lm_head(&self) -> Bytes {
-        let is_embedding = self.model.tied_embeddings && self.is_first;
-        bytes(if self.is_last && !is_embedding { self.table() } else { 0 })
+        let is_embedding = self.model.tied_embeddings && self.stage.is_first;
+        bytes(if self.stage.is_last && !is_embedding { self.table() } else { 0 })
     }
 
     pub(super) fn layers(&self) -> Bytes {
         let attention = self.hidden * (2 * self.q_width + 2 * self.kv_width);
         let mlp = 3 * self.hidden * self.intermediate;
         let qk_norms = if self.model.qk_norm { 2 * u128::from(self.model.head_dim) } else { 0 };
-        let final_norm = if self.is_last { self.hidden } else { 0 };
-        bytes((self.num_layers * (attention + mlp + 2 * self.hidden + qk_norms) + final_norm) * BF16)
+        let final_norm = if self.stage.is_last { self.hidden } else { 0 };
+        bytes((self.num_layers() * (attention + mlp + 2 * self.hidden + qk_norms) + final_norm) * BF16)
     }
 
     /// One cosine and one sine for each pair of a head's elements at each position the model knows, shared by its
@@ -140,7 +117,11 @@ impl<'a> Share<'a> {
 
     /// Keys and values of a block's tokens over the stage's layers.
     pub(super) fn block(&self) -> Bytes {
-        bytes(u128::from(self.deployment.block_size) * 2 * self.kv_width * self.num_layers * BF16)
+        bytes(u128::from(self.deployment.block_size) * 2 * self.kv_width * self.num_layers() * BF16)
+    }
+
+    fn num_layers(&self) -> u128 {
+        self.stage.num_layers.into()
     }
 
     fn tokens(&self) -> u128 {
@@ -175,7 +156,7 @@ impl<'a> Share<'a> {
     /// in f32, and an index and a maximum for each block of the vocabulary (vLLM 0.24, V2 runner: `_dummy_sampler_run`
     /// of `model_runner.py`, `apply_sampling_params` of `sample/sampler.py`). The logits are whole on every GPU.
     fn sampling(&self) -> u128 {
-        if !self.is_last {
+        if !self.stage.is_last {
             return 0;
         }
         let rows = u128::from(self.deployment.max_num_seqs).min(self.tokens());
@@ -193,7 +174,7 @@ impl<'a> Share<'a> {
     /// those timed, with two outputs, is inferred from two engines. An engine that finds its kernels in a cache does
     /// not compile.
     fn compilation(&self) -> u128 {
-        if self.deployment.mode == EngineMode::Eager || !self.is_first {
+        if self.deployment.mode == EngineMode::Eager || !self.stage.is_first {
             return 0;
         }
         self.table() + 2 * self.tokens() * self.hidden * BF16 + u128::from(self.gpu.l2_bytes.0)
@@ -216,28 +197,5 @@ impl<'a> Share<'a> {
         let num_decode = sizes.iter().filter(|size| **size <= self.deployment.max_num_seqs).count();
         let others = sizes.len() - 1 + num_decode.saturating_sub(1);
         bytes(self.forward((*largest).into()) + others as u128 * MIB)
-    }
-}
-
-/// Layers of a pipeline stage: as even as it goes, what remains one each from the last but one stage backwards
-/// (vLLM 0.24, `vllm/distributed/utils.py`, `get_pp_indices`).
-fn stage_layers(num_layers: u32, stages: u32, stage: u32) -> u32 {
-    let remaining = num_layers % stages;
-    let from_last = stages - 1 - stage;
-    num_layers / stages + u32::from((1..=remaining).contains(&from_last))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::stage_layers;
-
-    #[test]
-    fn layers_are_dealt_as_vllm_deals_them() {
-        let deal = |layers, stages| (0..stages).map(|s| stage_layers(layers, stages, s)).collect::<Vec<_>>();
-        assert_eq!(deal(32, 4), [8, 8, 8, 8]);
-        assert_eq!(deal(30, 4), [7, 8, 8, 7]);
-        assert_eq!(deal(31, 4), [8, 8, 8, 7]);
-        assert_eq!(deal(3, 2), [2, 1]);
-        assert_eq!(deal(5, 1), [5]);
     }
 }
