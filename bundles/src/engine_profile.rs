@@ -64,6 +64,7 @@ impl HostCost {
 
     /// The cost of a batch, ns.
     #[must_use]
+    #[inline]
     pub fn at(&self, num_seqs: u32, num_tokens: u32) -> f64 {
         self.constant_ns + self.per_seq_ns * f64::from(num_seqs) + self.per_token_ns * f64::from(num_tokens)
     }

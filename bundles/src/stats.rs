@@ -111,15 +111,18 @@ pub struct QuantilePosition {
 impl QuantilePosition {
     /// The position of the `q` quantile (0..=1) among `n` values; `None` when there are none.
     #[must_use]
+    #[inline]
     pub fn new(n: u64, q: f64) -> Option<Self> {
         let last = n.checked_sub(1)?;
         let position = q.clamp(0.0, 1.0) * last as f64;
-        let below = (position.floor() as u64).min(last);
-        Some(Self { below, above: (below + 1).min(last), fraction: position - position.floor() })
+        // Not below 0, so that cutting off is rounding down.
+        let below = (position as u64).min(last);
+        Some(Self { below, above: (below + 1).min(last), fraction: position - below as f64 })
     }
 
     /// The quantile, of the values at the two ranks.
     #[must_use]
+    #[inline]
     pub fn between(self, below: f64, above: f64) -> f64 {
         below + (above - below) * self.fraction
     }
@@ -130,6 +133,7 @@ impl QuantilePosition {
 /// # Panics
 /// When `sorted` is empty.
 #[must_use]
+#[inline]
 pub fn percentile_of_sorted(sorted: &[f64], q: f64) -> f64 {
     let position = QuantilePosition::new(sorted.len() as u64, q).expect("values");
     position.between(sorted[position.below as usize], sorted[position.above as usize])

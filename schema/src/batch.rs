@@ -52,6 +52,7 @@ pub struct BatchShape {
 
 impl AttentionLoad {
     /// Adds a prefill chunk.
+    #[inline]
     pub fn add_prefill(&mut self, chunk: PrefillChunk) {
         let (tokens, context) = (u64::from(chunk.num_tokens), u64::from(chunk.context_len));
         // Saturating: a hostile file may hold 2^32 - 1 anywhere.
@@ -63,6 +64,7 @@ impl AttentionLoad {
     }
 
     /// Adds a decode that finds `context_len` tokens in the cache.
+    #[inline]
     pub fn add_decode(&mut self, context_len: u32) {
         self.num_decode_seqs += 1;
         self.decode_kv_tokens += u64::from(context_len) + 1;
@@ -71,6 +73,7 @@ impl AttentionLoad {
 
     /// Tokens computed in this step.
     #[must_use]
+    #[inline]
     pub fn num_tokens(&self) -> u32 {
         self.num_prefill_tokens.saturating_add(self.num_decode_seqs)
     }
@@ -79,6 +82,7 @@ impl AttentionLoad {
 impl BatchShape {
     /// The unpadded shape of a load.
     #[must_use]
+    #[inline]
     pub fn from_load(attention: AttentionLoad) -> Self {
         Self {
             num_tokens: attention.num_tokens(),

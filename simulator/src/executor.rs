@@ -158,45 +158,60 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
         self.last_end
     }
 
-    /// The time of a step that begins now, its scatter drawn.
-    fn step_time(&mut self, batch: &BatchShape) -> Result<StepTime, StepTimeError> {
-        let is_after_idle = self.is_after_idle;
-        let mut time = self.model.lend(|model| model.step_time(batch, is_after_idle))?;
-        let dispatch = time.parts.dispatch;
-        if let Some(Scatter { sampler, quantiles }) = &mut self.residuals {
-            time.residual = sampler.draw(dispatch, &quantiles[dispatch as usize]);
-        }
-        self.is_after_idle = false;
-        self.busy.gpu_ns += time.gpu_ns;
-        self.busy.provenance += time.parts.provenance;
-        self.busy.steps[dispatch as usize] += 1;
-        if let Some(kept) = &mut self.kept {
-            kept.push(time);
-        }
-        Ok(time)
+    /// What `tell` makes of the time of a step that begins now, its scatter drawn.
+    #[inline]
+    fn timed<R>(
+        &mut self,
+        batch: &BatchShape,
+        tell: impl FnOnce(&StepTime, &mut StepTimeModel<M::Times>, &mut Pipeline) -> Result<R, StepTimeError>,
+    ) -> Result<R, StepTimeError> {
+        let Self { model, residuals, busy, kept, pipeline, .. } = self;
+        let is_after_idle = std::mem::take(&mut self.is_after_idle);
+        // A step's time is large: it is looked at where it lies.
+        model.lend(|model| {
+            let mut time = model.step_time(batch, is_after_idle)?;
+            let dispatch = time.parts.dispatch;
+            if let Some(Scatter { sampler, quantiles }) = residuals {
+                time.residual = sampler.draw(dispatch, &quantiles[dispatch as usize]);
+            }
+            busy.gpu_ns += time.gpu_ns;
+            busy.provenance += time.parts.provenance;
+            busy.steps[dispatch as usize] += 1;
+            if let Some(kept) = kept {
+                kept.push(time);
+            }
+            tell(&time, model, pipeline)
+        })
+    }
+
+    /// How long a step takes that begins now, with no other in flight.
+    #[inline]
+    fn duration(&mut self, batch: &BatchShape) -> Result<Nanos, StepTimeError> {
+        // At least 1 ns: whatever the residual, the clock moves.
+        self.timed(batch, |time, _, _| Ok(Nanos::from_f64(time.total_ns()).max(Nanos(1))))
     }
 
     /// The scheduler's part of a step of a duration.
+    #[inline]
     fn schedule(&self, batch: &BatchShape) -> Nanos {
         Nanos::from_f64(self.costs.host_factor * self.costs.schedule.at(batch.num_seqs, batch.num_tokens))
     }
 
     /// What the host does between a step and the next, ns.
+    #[inline]
     fn between_ns(&self, batch: &BatchShape) -> f64 {
         self.costs.host_factor * self.costs.client.between_steps.at(batch.num_seqs, batch.num_tokens)
     }
 
     /// Launches a step behind others: the host goes on when it has launched it.
     fn launch_behind(&mut self, batch: &BatchShape, start: Nanos) -> Result<Launched, StepTimeError> {
-        let time = self.step_time(batch)?;
-        let Self { model, pipeline, .. } = self;
-        let launched = model.lend(|model| {
+        let launched = self.timed(batch, |time, model, pipeline| {
             let parts = StepParts {
                 host_pre_ns: time.host_pre_ns * time.residual,
-                stages: model.stage_times(&time)?,
+                stages: model.stage_times(time)?,
                 host_post_ns: time.host_post_ns * time.residual,
             };
-            Ok::<_, StepTimeError>(pipeline.launch(start, &parts))
+            Ok(pipeline.launch(start, &parts))
         })?;
         self.clock = self.clock.max(launched.host_free);
         Ok(launched)
@@ -242,7 +257,7 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
             self.in_flight.push_back(InFlight { start, launched: Some(launched), end: start, between_ns });
             return Ok(schedule);
         }
-        let duration = duration(&self.step_time(&batch)?);
+        let duration = self.duration(&batch)?;
         let end = start + duration;
         self.in_flight.push_back(InFlight { start, launched: None, end, between_ns });
         Ok(schedule.min(duration))
@@ -264,12 +279,13 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
         Ok(oldest.end)
     }
 
+    #[inline]
     fn decode(&mut self, load: &AttentionLoad, start: Nanos) -> Result<Option<StepSpan>, StepTimeError> {
         if self.depth > 1 {
             return Ok(None);
         }
         let batch = BatchShape::from_load(*load);
-        let duration = duration(&self.step_time(&batch)?);
+        let duration = self.duration(&batch)?;
         self.last_end = start + duration;
         self.clock = self.last_end + Nanos::from_f64(self.between_ns(&batch));
         Ok(Some(StepSpan { duration, schedule: self.schedule(&batch).min(duration) }))
@@ -282,9 +298,4 @@ fn quantiles(profile: &EngineProfile) -> Arc<[Vec<f64>; 3]> {
         profile.dispatch.get(&dispatch).map_or_else(Vec::new, |costs| costs.residual_quantiles.clone())
     };
     Arc::new(Dispatch::ALL.map(of))
-}
-
-/// At least 1 ns: whatever the residual, the clock moves.
-fn duration(time: &StepTime) -> Nanos {
-    Nanos::from_f64(time.total_ns()).max(Nanos(1))
 }

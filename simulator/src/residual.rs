@@ -56,6 +56,7 @@ impl ResidualSampler {
 
     /// Draws a ratio of real to predicted host time by inverting the distribution whose quantiles, evenly
     /// spaced from 0 to 1 and ascending, are given; linear in between. 1 when there are none.
+    #[inline]
     pub fn draw(&mut self, dispatch: Dispatch, quantiles: &[f64]) -> f64 {
         if quantiles.is_empty() {
             return 1.0;

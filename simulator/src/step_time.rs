@@ -98,6 +98,7 @@ pub struct GpuParts {
 impl GpuParts {
     /// The step's GPU time under factors, ns.
     #[must_use]
+    #[inline]
     pub fn scaled_ns(&self, scales: &OperatorScales) -> f64 {
         let gemm = if self.is_decode_only { scales.decode_gemm } else { scales.prefill_gemm };
         self.gemm_ns * gemm
@@ -132,12 +133,14 @@ pub struct StepTime {
 impl StepTime {
     /// The sum before the residual, ns.
     #[must_use]
+    #[inline]
     pub fn predicted_ns(&self) -> f64 {
         self.host_pre_ns + self.gpu_ns.max(self.launch_ns) + self.host_post_ns
     }
 
     /// Host time that the step waits for, ns: launching counts only where it outlasts the GPU.
     #[must_use]
+    #[inline]
     pub fn host_critical_ns(&self) -> f64 {
         let launching = if self.launch_ns > self.gpu_ns { self.launch_ns } else { 0.0 };
         self.host_pre_ns + launching + self.host_post_ns
@@ -147,6 +150,7 @@ impl StepTime {
     ///
     /// Never below the GPU's time, however fast the host.
     #[must_use]
+    #[inline]
     pub fn total_ns(&self) -> f64 {
         let scattered = self.predicted_ns() + (self.residual - 1.0) * self.host_critical_ns();
         scattered.max(self.gpu_ns)
@@ -317,6 +321,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
     ///
     /// # Errors
     /// When an operator has no time, or the profile no costs of the step's dispatch.
+    #[inline]
     pub fn step_time(&mut self, batch: &BatchShape, after_idle: bool) -> Result<StepTime, StepTimeError> {
         let places = self.places(batch.num_tokens, batch.num_seqs)?;
         let shape = OperatorShape::Attention { heads: self.heads, load: batch.attention };

@@ -130,6 +130,7 @@ pub struct ProvenanceTimes {
 
 impl ProvenanceTimes {
     /// Adds a time.
+    #[inline]
     pub fn add(&mut self, provenance: Provenance, time_ns: f64) {
         let sum = match provenance {
             Provenance::Measured => &mut self.measured_ns,
@@ -167,6 +168,7 @@ impl ProvenanceTimes {
 }
 
 impl AddAssign for ProvenanceTimes {
+    #[inline]
     fn add_assign(&mut self, other: Self) {
         self.measured_ns += other.measured_ns;
         self.interpolated_ns += other.interpolated_ns;

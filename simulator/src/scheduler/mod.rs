@@ -154,7 +154,9 @@ pub enum Rejection {
         block_size: u32,
     },
     /// Longer than the policy's own plan allows any request to be.
-    #[error("{num_tokens} tokens of prompt and output exceed the {max_tokens} that {scheduler} plans for at most")]
+    #[error(
+        "{num_tokens} tokens of prompt and output exceed the {max_tokens} that {scheduler} plans for at most"
+    )]
     LongerThanPlanned {
         /// The policy.
         scheduler: SchedulerKind,
