@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    /// Parts of a step in whole ns: host_pre, (gpu, launch) of each stage, host_post.
+    /// Parts of a step in whole ns: before the first kernel, GPU and launching of each stage, after the last.
     type Step = (u32, Vec<(u32, u32)>, u32);
 
     fn steps(num_stages: usize) -> impl Strategy<Value = Vec<Step>> {
