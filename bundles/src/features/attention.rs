@@ -129,6 +129,16 @@ impl Launch {
         ]
     }
 
+    /// In the order of [`FEATURES`].
+    fn features(&self, overhead_ns: f64) -> Row<f32> {
+        let arguments = self.arguments(overhead_ns);
+        let mut row = [0.0; FEATURES.len()];
+        for (x, (argument, scale)) in row.iter_mut().zip(arguments.into_iter().zip(SCALES)) {
+            *x = scale.of(argument);
+        }
+        Row::from_slice(&row)
+    }
+
     /// The numbers that [`FEATURES`] tell, each in the way of [`SCALES`].
     fn arguments(&self, overhead_ns: f64) -> [f64; FEATURES.len()] {
         let Self { heads, load, sides, prefill, blocks, decode, memory } = self;
@@ -475,12 +485,17 @@ pub(crate) const SCALES: [Scale; FEATURES.len()] = {
 };
 
 pub(super) fn features(heads: Heads, load: AttentionLoad, gpu: &GpuSpec, overhead_ns: f64) -> Row<f32> {
-    let arguments = Launch::new(heads, load, gpu).arguments(overhead_ns);
-    let mut row = [0.0; FEATURES.len()];
-    for (x, (argument, scale)) in row.iter_mut().zip(arguments.into_iter().zip(SCALES)) {
-        *x = scale.of(argument);
-    }
-    Row::from_slice(&row)
+    Launch::new(heads, load, gpu).features(overhead_ns)
+}
+
+pub(super) fn features_and_parts(
+    heads: Heads,
+    load: AttentionLoad,
+    gpu: &GpuSpec,
+    overhead_ns: f64,
+) -> (Row<f32>, Row<f64>) {
+    let launch = Launch::new(heads, load, gpu);
+    (launch.features(overhead_ns), Row::from_slice(&launch.parts_ns()))
 }
 
 /// The [`FEATURES`] in which launches of decodes alone differ when heads and GPU are the same, by their places.

@@ -119,6 +119,20 @@ pub fn features(shape: &OperatorShape, gpu: &GpuSpec, overhead_ns: f64) -> Row<f
     }
 }
 
+/// [`features`] and [`parts_ns`] on one GPU, which attention makes of the same numbers; `None` where nothing is shared.
+pub(crate) fn features_and_parts(
+    shape: &OperatorShape,
+    gpu: &GpuSpec,
+    overhead_ns: f64,
+) -> Option<(Row<f32>, Row<f64>)> {
+    match *shape {
+        OperatorShape::Attention { heads, load } => {
+            Some(attention::features_and_parts(heads, load, gpu, overhead_ns))
+        }
+        _ => None,
+    }
+}
+
 /// The shape's numbers as [`Operator::shape_columns`] orders them; `None` when the shape is another operator's.
 #[must_use]
 pub fn shape_values(operator: Operator, shape: &OperatorShape) -> Option<Row<u64, MAX_SHAPE_COLUMNS>> {

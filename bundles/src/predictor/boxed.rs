@@ -27,8 +27,10 @@ pub(super) struct BoxedForest {
 
 /// Where a leaf answers: what each number must be above, and what its negative must not be below.
 ///
-/// One half after the other, so that the bounds of several leaves are the largest of each.
-type Bounds = [f32; 2 * WIDTH];
+/// One half after the other, so that the bounds of several leaves are the largest of each; halves are as long as suits
+/// the processor.
+type Bounds = [f32; 2 * HALF];
+const HALF: usize = WIDTH.next_multiple_of(4);
 
 /// Numbers for which a forest surely gives the same answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,9 +45,10 @@ impl Region {
     #[inline]
     pub(super) fn contains(&self, arguments: &Arguments) -> bool {
         let bounds = self.above.iter().zip(&self.at_most);
-        let is_in = |(x, (above, at_most)): (&f64, (&f64, &f64))| above < x && x <= at_most;
         // Counted, so that there is no branch for each number.
-        arguments.iter().zip(bounds).map(|all| u32::from(is_in(all))).sum::<u32>() == WIDTH as u32
+        let held =
+            |(x, (above, at_most)): (&f64, (&f64, &f64))| u64::from(above < x) + u64::from(x <= at_most);
+        arguments.iter().zip(bounds).map(held).sum::<u64>() == 2 * WIDTH as u64
     }
 
     /// How far the way from one load's numbers to another's leads through the region, 0..=1: as if each changed evenly.
@@ -85,7 +88,7 @@ impl BoxedForest {
     /// The forest's answer, bit for bit, and where it is the same; `None` where numbers lie so near to a threshold that
     /// only their logarithms tell.
     pub(super) fn predict(&self, arguments: &Arguments) -> Option<(f64, Region)> {
-        let mut all = [f32::NEG_INFINITY; 2 * WIDTH];
+        let mut all = [f32::NEG_INFINITY; 2 * HALF];
         let value = self.flat.predict_noting(&arguments.map(|x| x as f32), |place| {
             let bounds = &self.bounds[usize::from(self.leaves[place])];
             for (all, &bound) in all.iter_mut().zip(bounds) {
@@ -94,7 +97,7 @@ impl BoxedForest {
         });
         let region = Region {
             above: std::array::from_fn(|i| f64::from(all[i])),
-            at_most: std::array::from_fn(|i| -f64::from(all[WIDTH + i])),
+            at_most: std::array::from_fn(|i| -f64::from(all[HALF + i])),
         };
         region.contains(arguments).then_some((value, region))
     }
@@ -112,7 +115,7 @@ impl Pruned {
         let start = self.leaves.len();
         let mut nodes = vec![Node::default()];
         // From what node of the tree a new one is made, and where it answers.
-        let mut open = vec![(0usize, 0usize, [f32::NEG_INFINITY; 2 * WIDTH])];
+        let mut open = vec![(0usize, 0usize, [f32::NEG_INFINITY; 2 * HALF])];
         while let Some((new, old, bounds)) = open.pop() {
             let mut node = &tree.nodes[old];
             let varying = loop {
@@ -136,7 +139,7 @@ impl Pruned {
             let (low, high) = limits(SCALES[usize::from(node.feature)], node.threshold);
             let (mut left, mut right) = (bounds, bounds);
             right[place] = right[place].max(high);
-            left[WIDTH + place] = left[WIDTH + place].max(-low);
+            left[HALF + place] = left[HALF + place].max(-low);
             let child = nodes.len();
             nodes.extend([Node::default(); 2]);
             nodes[new] = Node { threshold: low, left: child as u32, feature: place as u16 };

@@ -83,7 +83,7 @@ struct Layout {
     forest: BoxedForest,
     domain: LayoutDomain,
     /// Last used first.
-    regions: Vec<Known>,
+    regions: Vec<(Region, Known)>,
     last: Option<Run>,
     /// The load that was asked last, where it is in no region.
     unknown: Option<Asked>,
@@ -103,7 +103,6 @@ const MAX_REGIONS: usize = 8;
 /// What is known of all loads of a region.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    region: Region,
     /// `ln(time / baseline)` by the forest.
     ln_ratio: f64,
     /// `time / baseline`, where it is the same all over the region.
@@ -243,7 +242,7 @@ impl Layout {
     fn find(&mut self, load: AttentionLoad) -> Option<()> {
         self.unknown = None;
         let asked = self.ask(load)?;
-        let region = self.regions.iter().position(|known| known.region.contains(&asked.arguments));
+        let region = self.regions.iter().position(|(region, _)| region.contains(&asked.arguments));
         match region {
             Some(region) => self.follow(&asked, region),
             None => self.unknown = Some(asked),
@@ -254,7 +253,7 @@ impl Layout {
     /// Makes a load the last one. Where it follows the one before, looks how far the next ones are like it.
     fn follow(&mut self, asked: &Asked, region: usize) {
         self.regions.swap(0, region);
-        let (known, cuts, load) = (self.regions[0], asked.cuts, asked.load);
+        let ((region, known), cuts, load) = (&self.regions[0], asked.cuts, asked.load);
         let follows = self.last.as_ref().is_some_and(|run| run.steps_to(load) == Some(run.num_steps + 1));
         let mut num_steps = 0;
         if follows {
@@ -266,13 +265,13 @@ impl Layout {
         // between them. Numbers are rounded on the way, but by less than the margin of regions.
         while num_steps > 0 {
             let end = self.ask(grown(load, num_steps)).filter(|end| end.cuts == cuts);
-            let reach = end.map_or(0.5, |end| known.region.reach(&asked.arguments, &end.arguments));
-            if end.is_some_and(|end| known.region.contains(&end.arguments)) {
+            let reach = end.map_or(0.5, |end| region.reach(&asked.arguments, &end.arguments));
+            if end.is_some_and(|end| region.contains(&end.arguments)) {
                 break;
             }
             num_steps = (num_steps - 1).min((reach * f64::from(num_steps)) as u32);
         }
-        self.last = Some(Run { first: load, num_steps, cuts, known });
+        self.last = Some(Run { first: load, num_steps, cuts, known: *known });
     }
 
     /// `None` for loads that are empty or so large that their work could not be counted.
@@ -289,17 +288,17 @@ impl Layout {
         Some(Asked { load, cuts: Cuts { measured, asked }, arguments })
     }
 
-    fn discover(&self, predictor: &OperatorPredictor, asked: &Asked) -> Option<Known> {
+    fn discover(&self, predictor: &OperatorPredictor, asked: &Asked) -> Option<(Region, Known)> {
         let (ln_ratio, mut region) = self.forest.predict(&asked.arguments)?;
         let (place, is_between) = self.domain.narrow(&asked.arguments, &mut region);
         let ratio = self.faded_ratio(predictor, asked.load, ln_ratio)?;
-        region.contains(&asked.arguments).then(|| Known {
-            region,
+        let known = Known {
             ln_ratio,
             ratio: is_between.then_some(ratio),
             is_outside: place == Place::Outside,
             interval: predictor.interval_at(place),
-        })
+        };
+        region.contains(&asked.arguments).then_some((region, known))
     }
 }
 

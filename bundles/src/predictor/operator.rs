@@ -9,7 +9,10 @@ use super::{Domain, Provenance, TransferredFrom, domain::Place};
 use crate::{
     bundle::predictor_name,
     error::BundleError,
-    features::{feature_names, features, joined, part_names, part_norm, parts_ns, shape_values},
+    features::{
+        Row, feature_names, features, features_and_parts, joined, part_names, part_norm, parts_ns,
+        shape_values,
+    },
     forest::Forest,
 };
 
@@ -204,8 +207,12 @@ impl OperatorPredictor {
     /// Overhead and roofline parts of a shape on a GPU, ns; the forest's ratio is to this.
     #[must_use]
     pub fn baseline_ns(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-        let parts = parts_ns(shape, gpu);
-        let weighted = self.parts.iter().zip(parts.as_slice()).map(|(part, ns)| part.coefficient * ns);
+        self.joined_ns(&parts_ns(shape, gpu))
+    }
+
+    /// The baseline of roofline parts.
+    fn joined_ns(&self, parts_ns: &Row<f64>) -> f64 {
+        let weighted = self.parts.iter().zip(parts_ns.as_slice()).map(|(part, ns)| part.coefficient * ns);
         self.overhead_ns + joined(weighted, part_norm(self.operator))
     }
 
@@ -214,7 +221,7 @@ impl OperatorPredictor {
     /// Not under the physical floor. The shape must be this operator's and not empty; see [`Predictors::predict`](super::Predictors::predict).
     #[must_use]
     pub fn predict(&self, shape: &OperatorShape, gpu: &GpuSpec) -> f64 {
-        self.predict_by(shape, gpu, |row| self.forest.predict(row))
+        self.predict_by(shape, gpu, floor_ns(shape, gpu), |row| self.forest.predict(row))
     }
 
     /// Where the time of a shape comes from that lies at a place of the domain, and its interval.
@@ -230,16 +237,24 @@ impl OperatorPredictor {
 
     /// [`Self::predict`] with a forest that answers as this one does.
     ///
-    /// The ratio comes from the GPU that was measured, the baseline is of `gpu`.
+    /// The ratio comes from the GPU that was measured, the baseline and [`floor_ns`] are of `gpu`.
     pub(super) fn predict_by(
         &self,
         shape: &OperatorShape,
         gpu: &GpuSpec,
+        floor_ns: f64,
         forest: impl Fn(&[f32]) -> f64,
     ) -> f64 {
-        let from = self.transferred_from.as_ref();
-        let ln_ratio = self.ln_ratio_by(shape, from.map_or(gpu, |from| &from.gpu), forest);
-        (self.baseline_ns(shape, gpu) * self.ratio(ln_ratio)).max(floor_ns(shape, gpu))
+        let (ln_ratio, baseline_ns) = match &self.transferred_from {
+            Some(from) => (self.ln_ratio_by(shape, &from.gpu, forest), self.baseline_ns(shape, gpu)),
+            None => match features_and_parts(shape, gpu, self.overhead_ns) {
+                Some((row, parts_ns)) => {
+                    (self.ln_ratio_of(shape, || forest(row.as_slice())), self.joined_ns(&parts_ns))
+                }
+                None => (self.ln_ratio_by(shape, gpu, forest), self.baseline_ns(shape, gpu)),
+            },
+        };
+        (baseline_ns * self.ratio(ln_ratio)).max(floor_ns)
     }
 
     /// Time over baseline, by what [`Self::ln_ratio`] is on the GPU that was measured.
@@ -268,7 +283,11 @@ impl OperatorPredictor {
 
     fn ln_ratio_by(&self, shape: &OperatorShape, measured: &GpuSpec, forest: impl Fn(&[f32]) -> f64) -> f64 {
         let overhead_ns = self.measured_overhead_ns();
-        let of_forest = || forest(features(shape, measured, overhead_ns).as_slice());
+        self.ln_ratio_of(shape, || forest(features(shape, measured, overhead_ns).as_slice()))
+    }
+
+    /// [`Self::ln_ratio`] by the forest's answer, which not every shape needs.
+    fn ln_ratio_of(&self, shape: &OperatorShape, of_forest: impl Fn() -> f64) -> f64 {
         let Some(values) = shape_values(self.operator, shape) else { return of_forest() };
         let values = values.as_slice();
         let share = self.hyper_parameters.forest_share;

@@ -136,11 +136,12 @@ impl Predictors {
         let values = checked_values(operator, shape)?;
         let values = values.as_slice();
         let place = predictor.domain.place(operator, values);
+        let floor_ns = floor_ns(shape, &self.gpu);
         let is_transferred = predictor.transferred_from.is_some();
         if let (Place::Measured(i), false) = (place, is_transferred) {
             let domain = &predictor.domain;
             return Ok(Prediction {
-                time_ns: domain.time_ns[i].max(floor_ns(shape, &self.gpu)),
+                time_ns: domain.time_ns[i].max(floor_ns),
                 low_ns: domain.low_ns[i],
                 high_ns: domain.high_ns[i],
                 provenance: Provenance::Measured,
@@ -153,9 +154,9 @@ impl Predictors {
             Some(flat) => flat.predict(row),
             None => predictor.forest.predict(row),
         };
-        let time_ns = predictor.predict_by(shape, &self.gpu, forest);
+        let time_ns = predictor.predict_by(shape, &self.gpu, floor_ns, forest);
         let interval = predictor.interval_at(place);
-        Ok(Prediction::within(time_ns, interval, floor_ns(shape, &self.gpu)))
+        Ok(Prediction::within(time_ns, interval, floor_ns))
     }
 
     fn missing(&self, operator: Operator) -> PredictError {
