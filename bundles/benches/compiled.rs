@@ -1,6 +1,6 @@
 //! What a prediction costs: asked for the first time, asked before, and each part of a first one.
 //!
-//! `cargo bench -p plumbline-bundles`; on the shipped H100 bundle, whose forests have 64 trees of depth 12.
+//! `cargo bench -p plumbline-bundles`; on the shipped H100 bundle, whose forests have 32 trees of depth 12.
 
 use std::{
     cell::Cell,
