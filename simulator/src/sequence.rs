@@ -82,7 +82,7 @@ impl Sequence {
 #[derive(Clone, Debug, Default)]
 pub struct Sequences {
     // Apart from the requests, since every step walks over the counts alone.
-    sequences: Vec<Sequence>,
+    counts: Vec<Sequence>,
     requests: Vec<WorkloadRequest>,
     vacant: Vec<SequenceId>,
 }
@@ -92,13 +92,13 @@ impl Sequences {
     pub fn insert(&mut self, request: &WorkloadRequest) -> SequenceId {
         let sequence = Sequence::new(request.num_prefill_tokens, request.num_decode_tokens);
         if let Some(id) = self.vacant.pop() {
-            self.sequences[id.index()] = sequence;
+            self.counts[id.index()] = sequence;
             self.requests[id.index()] = request.clone();
             return id;
         }
-        self.sequences.push(sequence);
+        self.counts.push(sequence);
         self.requests.push(request.clone());
-        SequenceId(self.sequences.len() as u32 - 1)
+        SequenceId(self.counts.len() as u32 - 1)
     }
 
     /// Lets a finished request go; its number may be given out again.
@@ -111,7 +111,7 @@ impl Sequences {
     /// Requests in the scheduler.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.sequences.len() - self.vacant.len()
+        self.counts.len() - self.vacant.len()
     }
 
     /// Whether there is none.
@@ -131,13 +131,13 @@ impl std::ops::Index<SequenceId> for Sequences {
     type Output = Sequence;
 
     fn index(&self, id: SequenceId) -> &Sequence {
-        &self.sequences[id.index()]
+        &self.counts[id.index()]
     }
 }
 
 impl std::ops::IndexMut<SequenceId> for Sequences {
     fn index_mut(&mut self, id: SequenceId) -> &mut Sequence {
-        &mut self.sequences[id.index()]
+        &mut self.counts[id.index()]
     }
 }
 

@@ -22,8 +22,7 @@ pub enum RouterKind {
     /// Of two replicas drawn at random the one with fewer requests not yet done (Mitzenmacher, "The Power of Two
     /// Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001).
     PowerOfTwo,
-    /// The replica that was sent the longest prefix of the prompt before, unless load is out of balance; see
-    /// [`PrefixAware`].
+    /// The replica that was sent the longest prefix of the prompt before, unless load is out of balance.
     PrefixAware,
 }
 
@@ -221,7 +220,7 @@ impl Router for PowerOfTwo {
 /// Sends a request where the longest prefix of its prompt went before, and to the least loaded replica where load is
 /// out of balance or little of the prompt is known.
 ///
-/// The rules and thresholds are those of SGLang's cache-aware router (sgl-router 0.1, `src/policies/cache_aware.rs`,
+/// The rules and thresholds are those of `SGLang`'s cache-aware router (`sgl-router` 0.1, `src/policies/cache_aware.rs`,
 /// `CacheAwarePolicy::select_worker`): balance counts when the most loaded replica has more than 32 requests more than
 /// the least and more than 1.1 times as many; a prefix counts when it covers more than half of the prompt. It keeps
 /// what it sent, not what replicas still hold, and forgets the oldest beyond a capacity.

@@ -22,6 +22,7 @@ use crate::{
 };
 
 /// Which files to write, each into the run's folder.
+#[expect(clippy::struct_excessive_bools, reason = "each file is wanted or not")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OutputOptions {
     /// `request_metrics.csv`.
