@@ -14,6 +14,7 @@ use crate::{
     step_time::{
         StepTime, StepTimeError, StepTimeModel,
         pipeline::{Launched, Pipeline, StepParts},
+        timeline::StepTimeline,
     },
     times::{OperatorTimes, ProvenanceTimes},
 };
@@ -61,6 +62,8 @@ pub struct SimulatedExecutor<'a, M> {
     is_after_idle: bool,
     in_flight: VecDeque<InFlight>,
     busy: Busy,
+    /// What the step launched last is made of.
+    last_time: Option<StepTime>,
     kept: Option<&'a mut Vec<StepTime>>,
 }
 
@@ -135,6 +138,7 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
             is_after_idle: true,
             in_flight: VecDeque::new(),
             busy: Busy::default(),
+            last_time: None,
             kept: None,
         }
     }
@@ -189,6 +193,7 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
     /// Launches a step behind others: the host goes on when it has launched it.
     fn launch_behind(&mut self, batch: &BatchShape, start: Nanos) -> Result<Launched, StepTimeError> {
         let time = self.step_time(batch)?;
+        self.last_time = Some(time);
         let Self { model, pipeline, .. } = self;
         let launched = model.lend(|model| {
             let parts = StepParts {
@@ -242,10 +247,33 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
             self.in_flight.push_back(InFlight { start, launched: Some(launched), end: start, between_ns });
             return Ok(schedule);
         }
-        let duration = duration(&self.step_time(&batch)?);
+        let time = self.step_time(&batch)?;
+        self.last_time = Some(time);
+        let duration = duration(&time);
         let end = start + duration;
         self.in_flight.push_back(InFlight { start, launched: None, end, between_ns });
         Ok(schedule.min(duration))
+    }
+
+    fn timeline(
+        &mut self,
+        step: &ScheduledStep,
+        operators: bool,
+    ) -> Result<Option<StepTimeline>, StepTimeError> {
+        let (Some(time), Some(in_flight)) = (&self.last_time, self.in_flight.back()) else { return Ok(None) };
+        let mut timeline = if in_flight.launched.is_some() {
+            StepTimeline::pipelined(time, self.pipeline.spans())
+        } else {
+            let duration = in_flight.end.saturating_since(in_flight.start);
+            StepTimeline::synchronous(time, in_flight.start, duration)
+        };
+        if operators {
+            let times = self.model.lend(|model| model.operator_times(&step.shape()))?;
+            for (stage, times) in timeline.stages.iter_mut().zip(times) {
+                stage.operators = times;
+            }
+        }
+        Ok(Some(timeline))
     }
 
     fn finish(&mut self) -> Result<Nanos, StepTimeError> {
