@@ -14,6 +14,7 @@ use crate::{
     step_time::{
         StepTime, StepTimeError, StepTimeModel,
         pipeline::{Launched, Pipeline, StepParts},
+        timeline::StepTimeline,
     },
     times::{OperatorTimes, ProvenanceTimes},
 };
@@ -61,6 +62,8 @@ pub struct SimulatedExecutor<'a, M> {
     is_after_idle: bool,
     in_flight: VecDeque<InFlight>,
     busy: Busy,
+    /// What the step launched last is made of.
+    last_time: Option<StepTime>,
     kept: Option<&'a mut Vec<StepTime>>,
 }
 
@@ -135,6 +138,7 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
             is_after_idle: true,
             in_flight: VecDeque::new(),
             busy: Busy::default(),
+            last_time: None,
             kept: None,
         }
     }
@@ -184,13 +188,6 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
         })
     }
 
-    /// How long a step takes that begins now, with no other in flight.
-    #[inline]
-    fn duration(&mut self, batch: &BatchShape) -> Result<Nanos, StepTimeError> {
-        // At least 1 ns: whatever the residual, the clock moves.
-        self.timed(batch, |time, _, _| Ok(Nanos::from_f64(time.total_ns()).max(Nanos(1))))
-    }
-
     /// The scheduler's part of a step of a duration.
     #[inline]
     fn schedule(&self, batch: &BatchShape) -> Nanos {
@@ -205,14 +202,15 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
 
     /// Launches a step behind others: the host goes on when it has launched it.
     fn launch_behind(&mut self, batch: &BatchShape, start: Nanos) -> Result<Launched, StepTimeError> {
-        let launched = self.timed(batch, |time, model, pipeline| {
+        let (launched, time) = self.timed(batch, |time, model, pipeline| {
             let parts = StepParts {
                 host_pre_ns: time.host_pre_ns * time.residual,
                 stages: model.stage_times(time)?,
                 host_post_ns: time.host_post_ns * time.residual,
             };
-            Ok(pipeline.launch(start, &parts))
+            Ok((pipeline.launch(start, &parts), *time))
         })?;
+        self.last_time = Some(time);
         self.clock = self.clock.max(launched.host_free);
         Ok(launched)
     }
@@ -257,10 +255,32 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
             self.in_flight.push_back(InFlight { start, launched: Some(launched), end: start, between_ns });
             return Ok(schedule);
         }
-        let duration = self.duration(&batch)?;
+        let (duration, time) = self.timed(&batch, |time, _, _| Ok((duration(time), *time)))?;
+        self.last_time = Some(time);
         let end = start + duration;
         self.in_flight.push_back(InFlight { start, launched: None, end, between_ns });
         Ok(schedule.min(duration))
+    }
+
+    fn timeline(
+        &mut self,
+        step: &ScheduledStep,
+        operators: bool,
+    ) -> Result<Option<StepTimeline>, StepTimeError> {
+        let (Some(time), Some(in_flight)) = (&self.last_time, self.in_flight.back()) else { return Ok(None) };
+        let mut timeline = if in_flight.launched.is_some() {
+            StepTimeline::pipelined(time, self.pipeline.spans())
+        } else {
+            let duration = in_flight.end.saturating_since(in_flight.start);
+            StepTimeline::synchronous(time, in_flight.start, duration)
+        };
+        if operators {
+            let times = self.model.lend(|model| model.operator_times(&step.shape()))?;
+            for (stage, times) in timeline.stages.iter_mut().zip(times) {
+                stage.operators = times;
+            }
+        }
+        Ok(Some(timeline))
     }
 
     fn finish(&mut self) -> Result<Nanos, StepTimeError> {
@@ -285,7 +305,7 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
             return Ok(None);
         }
         let batch = BatchShape::from_load(*load);
-        let duration = self.duration(&batch)?;
+        let duration = self.timed(&batch, |time, _, _| Ok(duration(time)))?;
         self.last_end = start + duration;
         self.clock = self.last_end + Nanos::from_f64(self.between_ns(&batch));
         Ok(Some(StepSpan { duration, schedule: self.schedule(&batch).min(duration) }))
@@ -298,4 +318,10 @@ fn quantiles(profile: &EngineProfile) -> Arc<[Vec<f64>; 3]> {
         profile.dispatch.get(&dispatch).map_or_else(Vec::new, |costs| costs.residual_quantiles.clone())
     };
     Arc::new(Dispatch::ALL.map(of))
+}
+
+/// At least 1 ns: whatever the residual, the clock moves.
+#[inline]
+fn duration(time: &StepTime) -> Nanos {
+    Nanos::from_f64(time.total_ns()).max(Nanos(1))
 }

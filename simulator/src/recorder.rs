@@ -6,6 +6,7 @@ use crate::{
     replica::RequestIds,
     scheduler::{Rejection, ScheduledStep, SchedulerState},
     serve::{Served, StepSpan},
+    step_time::timeline::{StepTimeline, TimelineDetail},
 };
 
 /// What became of one request.
@@ -110,6 +111,8 @@ pub struct StepRecord<'a> {
     pub schedule: Nanos,
     /// Where the scheduler's sequences stand, this step included.
     pub state: SchedulerState<'a>,
+    /// When its parts take place, where that is wanted and known.
+    pub timeline: Option<&'a StepTimeline>,
 }
 
 /// Keeps what it wants of what a replica does.
@@ -119,6 +122,22 @@ pub trait Recorder {
     /// Whether every step is wanted with its batch; without, stretches of decodes are run and told by
     /// [`Self::decode_step`] alone.
     fn wants_batches(&self) -> bool;
+
+    /// What every step is wanted with, where its batch is.
+    fn wants_timelines(&self) -> TimelineDetail {
+        TimelineDetail::None
+    }
+
+    /// A request came to a replica at `time`; told when the replica takes it in, never later than the next step.
+    fn arrival(&mut self, replica: u32, time: Nanos) {
+        let _ = (replica, time);
+    }
+
+    /// Where a replica's sequences stand from `time` on: some were taken in, or a step is complete. Told where every
+    /// step is; times of one replica, its steps' starts among them, do not step back.
+    fn state(&mut self, replica: u32, time: Nanos, state: &SchedulerState<'_>) {
+        let _ = (replica, time, state);
+    }
 
     /// A step was launched.
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>);
@@ -215,6 +234,108 @@ impl Recorder for RunRecorder {
 
     fn request(&mut self, outcome: Outcome) {
         self.outcomes.push(outcome);
+    }
+}
+
+/// Tells two recorders the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Tee<A, B>(pub A, pub B);
+
+impl<A: Recorder, B: Recorder> Recorder for Tee<A, B> {
+    fn wants_batches(&self) -> bool {
+        self.0.wants_batches() || self.1.wants_batches()
+    }
+
+    fn wants_timelines(&self) -> TimelineDetail {
+        self.0.wants_timelines().max(self.1.wants_timelines())
+    }
+
+    fn arrival(&mut self, replica: u32, time: Nanos) {
+        self.0.arrival(replica, time);
+        self.1.arrival(replica, time);
+    }
+
+    fn state(&mut self, replica: u32, time: Nanos, state: &SchedulerState<'_>) {
+        self.0.state(replica, time, state);
+        self.1.state(replica, time, state);
+    }
+
+    fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
+        self.0.step(record, step, requests);
+        self.1.step(record, step, requests);
+    }
+
+    fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos) {
+        self.0.step_end(replica, number, start, end);
+        self.1.step_end(replica, number, start, end);
+    }
+
+    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
+        self.0.decode_step(replica, number, start, span, num_seqs);
+        self.1.decode_step(replica, number, start, span, num_seqs);
+    }
+
+    fn gaps(&mut self, gap: Nanos, count: u32) {
+        self.0.gaps(gap, count);
+        self.1.gaps(gap, count);
+    }
+
+    fn request(&mut self, outcome: Outcome) {
+        self.0.request(outcome.clone());
+        self.1.request(outcome);
+    }
+}
+
+/// Nobody is told nothing.
+impl<R: Recorder> Recorder for Option<R> {
+    fn wants_batches(&self) -> bool {
+        self.as_ref().is_some_and(Recorder::wants_batches)
+    }
+
+    fn wants_timelines(&self) -> TimelineDetail {
+        self.as_ref().map_or(TimelineDetail::None, Recorder::wants_timelines)
+    }
+
+    fn arrival(&mut self, replica: u32, time: Nanos) {
+        if let Some(recorder) = self {
+            recorder.arrival(replica, time);
+        }
+    }
+
+    fn state(&mut self, replica: u32, time: Nanos, state: &SchedulerState<'_>) {
+        if let Some(recorder) = self {
+            recorder.state(replica, time, state);
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
+        if let Some(recorder) = self {
+            recorder.step(record, step, requests);
+        }
+    }
+
+    fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos) {
+        if let Some(recorder) = self {
+            recorder.step_end(replica, number, start, end);
+        }
+    }
+
+    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
+        if let Some(recorder) = self {
+            recorder.decode_step(replica, number, start, span, num_seqs);
+        }
+    }
+
+    fn gaps(&mut self, gap: Nanos, count: u32) {
+        if let Some(recorder) = self {
+            recorder.gaps(gap, count);
+        }
+    }
+
+    fn request(&mut self, outcome: Outcome) {
+        if let Some(recorder) = self {
+            recorder.request(outcome);
+        }
     }
 }
 

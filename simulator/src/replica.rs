@@ -9,6 +9,7 @@ use crate::{
     scheduler::{ScheduledStep, Scheduler, SchedulerState},
     sequence::SequenceId,
     serve::{Executor, ServeError},
+    step_time::timeline::TimelineDetail,
 };
 
 /// A request on its way into a replica.
@@ -252,10 +253,12 @@ impl<E: Executor> Replica<E> {
 
     /// Gives the scheduler what has come by `now`.
     fn take_in<R: Recorder>(&mut self, now: Nanos, recorder: &mut R) -> Result<(), ServeError<E::Error>> {
+        let mut has_taken = false;
         while self.inbox.front().is_some_and(|arrival| arrival.ready <= now) {
-            let Some(Arrival { request, index, num_transferred_tokens, .. }) = self.inbox.pop_front() else {
-                break;
-            };
+            let Some(arrival) = self.inbox.pop_front() else { break };
+            let Arrival { request, index, ready, num_transferred_tokens } = arrival;
+            has_taken = true;
+            recorder.arrival(self.number, ready);
             let added = match num_transferred_tokens {
                 0 => self.scheduler.add(&request),
                 num_tokens => self.scheduler.add_transferred(&request, num_tokens),
@@ -277,6 +280,9 @@ impl<E: Executor> Replica<E> {
                 }
             }
         }
+        if has_taken && recorder.wants_batches() {
+            recorder.state(self.number, now, &self.scheduler.state());
+        }
         Ok(())
     }
 
@@ -292,6 +298,13 @@ impl<E: Executor> Replica<E> {
         }
         let state = self.scheduler.state();
         let schedule = self.executor.launch(&step, start, &state).map_err(ServeError::Executor)?;
+        let timeline = match recorder.wants_timelines() {
+            TimelineDetail::None => None,
+            detail => {
+                let operators = detail == TimelineDetail::Operators;
+                self.executor.timeline(&step, operators).map_err(ServeError::Executor)?
+            }
+        };
         let number = self.counts.steps as u32;
         self.counts.steps += 1;
         self.counts.step_seqs += step.sequences.len() as u64;
@@ -306,7 +319,9 @@ impl<E: Executor> Replica<E> {
             self.progress[id.index()].num_preemptions += 1;
         }
         let requests = RequestIds(&self.progress);
-        recorder.step(&StepRecord { replica: self.number, number, start, schedule, state }, &step, &requests);
+        let timeline = timeline.as_ref();
+        let record = StepRecord { replica: self.number, number, start, schedule, state, timeline };
+        recorder.step(&record, &step, &requests);
         self.in_flight.push_back(InFlight { number, start, step });
         Ok(true)
     }
@@ -338,6 +353,9 @@ impl<E: Executor> Replica<E> {
             let (index, request_id) = (progress.index, progress.request.request_id);
             self.departures.push(Departure { index, request_id, time: end, is_rejected: false });
             recorder.request(progress.outcome(self.number));
+        }
+        if recorder.wants_batches() {
+            recorder.state(self.number, end, &self.scheduler.state());
         }
         self.is_blocked = false;
         self.spare_steps.push(step);

@@ -11,6 +11,7 @@ use crate::{
     replica::{Arrival, Replica},
     scheduler::{ScheduledStep, Scheduler, SchedulerState},
     sequence::SequenceId,
+    step_time::timeline::StepTimeline,
 };
 
 /// Runs steps and owns the clock.
@@ -48,6 +49,20 @@ pub trait Executor {
         start: Nanos,
         state: &SchedulerState<'_>,
     ) -> Result<Nanos, Self::Error>;
+
+    /// When the parts of the step that was launched last take place, with its operators where they are asked for;
+    /// `None` by an executor that does not know.
+    ///
+    /// # Errors
+    /// When an operator has no time.
+    fn timeline(
+        &mut self,
+        step: &ScheduledStep,
+        operators: bool,
+    ) -> Result<Option<StepTimeline>, Self::Error> {
+        let _ = (step, operators);
+        Ok(None)
+    }
 
     /// Waits for the oldest step in flight; returns when its tokens were out, at least 1 ns after its start.
     ///
@@ -93,6 +108,10 @@ impl<E: Executor + ?Sized> Executor for &mut E {
         state: &SchedulerState<'_>,
     ) -> Result<Nanos, E::Error> {
         (**self).launch(step, start, state)
+    }
+
+    fn timeline(&mut self, step: &ScheduledStep, operators: bool) -> Result<Option<StepTimeline>, E::Error> {
+        (**self).timeline(step, operators)
     }
 
     fn finish(&mut self) -> Result<Nanos, E::Error> {

@@ -13,6 +13,7 @@ use crate::times::{OperatorTimes, ProvenanceTimes};
 
 mod linear;
 pub mod pipeline;
+pub mod timeline;
 pub mod timer;
 pub mod usage;
 

@@ -20,10 +20,10 @@ use crate::{
     executor::{Busy, SimulatedExecutor},
     recorder::{Outcome, Recorder, StepRecord},
     replica::{Arrival, Departure, Replica, ReplicaCounts, RequestIds},
-    scheduler::{ScheduledStep, SchedulerKind},
+    scheduler::{ScheduledStep, SchedulerKind, SchedulerState},
     serve::StepSpan,
     simulate::{SimulateError, SimulateOptions},
-    step_time::StepTimeModel,
+    step_time::{StepTimeModel, timeline::TimelineDetail},
     times::OperatorTimes,
 };
 
@@ -409,6 +409,18 @@ struct PrefillRecorder<'a, R>(&'a mut R);
 impl<R: Recorder> Recorder for PrefillRecorder<'_, R> {
     fn wants_batches(&self) -> bool {
         self.0.wants_batches()
+    }
+
+    fn wants_timelines(&self) -> TimelineDetail {
+        self.0.wants_timelines()
+    }
+
+    fn arrival(&mut self, replica: u32, time: Nanos) {
+        self.0.arrival(replica, time);
+    }
+
+    fn state(&mut self, replica: u32, time: Nanos, state: &SchedulerState<'_>) {
+        self.0.state(replica, time, state);
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {

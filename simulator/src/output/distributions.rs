@@ -9,8 +9,8 @@ use crate::{metrics::ExactQuantiles, recorder::Outcome};
 
 /// Times of requests, gaps between tokens, and batches.
 ///
-/// Those of requests follow Vidur's metrics (microsoft/vidur, `vidur/metrics/constants.py`); `docs/metrics.md` names
-/// each one's counterpart.
+/// Those of requests follow Vidur's metrics (microsoft/vidur, `vidur/metrics/constants.py` and `metrics_store.py`);
+/// `docs/metrics.md` names each one's counterpart.
 #[derive(Debug, Default)]
 pub struct Distributions {
     ttft: ExactQuantiles,
@@ -20,13 +20,33 @@ pub struct Distributions {
     scheduling_delay: ExactQuantiles,
     execution: ExactQuantiles,
     preemption: ExactQuantiles,
+    in_service: ExactQuantiles,
+    prefill: ExactQuantiles,
+    per_token: PerToken,
+    num_preemptions: ExactQuantiles,
     batch_time: ExactQuantiles,
     batch_size: ExactQuantiles,
     batch_tokens: ExactQuantiles,
 }
 
+/// Times of a request over its number of output tokens, or of prompt tokens.
+#[derive(Debug, Default)]
+struct PerToken {
+    e2e: ExactQuantiles,
+    execution: ExactQuantiles,
+    in_service: ExactQuantiles,
+    /// Over prompt tokens.
+    prefill: ExactQuantiles,
+    decode: ExactQuantiles,
+}
+
 /// A mean over tokens is kept in picoseconds, since it is no whole number of nanoseconds.
-const TPOT_UNITS_PER_NS: f64 = 1e3;
+const PER_TOKEN_UNITS_PER_NS: f64 = 1e3;
+
+/// A time over a number of tokens, in the unit it is kept in.
+fn per_token(ns: f64, num_tokens: u32) -> u64 {
+    (ns / f64::from(num_tokens) * PER_TOKEN_UNITS_PER_NS).round() as u64
+}
 
 /// The percentiles that are told of every distribution.
 pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 95.0, 99.0, 99.9];
@@ -83,14 +103,25 @@ impl Distributions {
         self.ttft.push(ttft.0, 1)?;
         self.e2e.push(e2e.0, 1)?;
         if let Some(tpot_ns) = outcome.tpot_ns() {
-            self.tpot.push((tpot_ns * TPOT_UNITS_PER_NS).round() as u64, 1)?;
+            self.tpot.push(per_token(tpot_ns, 1), 1)?;
         }
         self.execution.push(outcome.executed.0, 1)?;
         let Some(first_scheduled) = outcome.first_scheduled else { return Ok(()) };
         let delay = first_scheduled.saturating_since(outcome.request.arrival_time_ns);
         self.scheduling_delay.push(delay.0, 1)?;
         let since = e2e.saturating_since(delay);
-        self.preemption.push(since.saturating_since(outcome.executed).0, 1)
+        self.preemption.push(since.saturating_since(outcome.executed).0, 1)?;
+        self.num_preemptions.push(outcome.num_preemptions.into(), 1)?;
+        self.in_service.push(since.0, 1)?;
+        let prefill = ttft.saturating_since(delay);
+        self.prefill.push(prefill.0, 1)?;
+        let own = &mut self.per_token;
+        let (prompt, output) = (outcome.request.num_prefill_tokens, outcome.num_tokens);
+        own.e2e.push(per_token(e2e.0 as f64, output), 1)?;
+        own.execution.push(per_token(outcome.executed.0 as f64, output), 1)?;
+        own.in_service.push(per_token(since.0 as f64, output), 1)?;
+        own.prefill.push(per_token(prefill.0 as f64, prompt), 1)?;
+        own.decode.push(per_token(e2e.saturating_since(ttft).0 as f64, output), 1)
     }
 
     /// Tells what was collected.
@@ -98,14 +129,23 @@ impl Distributions {
     /// # Errors
     /// When samples that were put into a temporary file cannot be read back.
     pub fn finish(self) -> io::Result<Summaries> {
+        let per_token = self.per_token;
         [
             ("ttft_ns", self.ttft, 1.0),
             ("itl_ns", self.itl, 1.0),
-            ("tpot_ns", self.tpot, TPOT_UNITS_PER_NS),
+            ("tpot_ns", self.tpot, PER_TOKEN_UNITS_PER_NS),
             ("e2e_ns", self.e2e, 1.0),
             ("scheduling_delay_ns", self.scheduling_delay, 1.0),
             ("execution_ns", self.execution, 1.0),
             ("preemption_ns", self.preemption, 1.0),
+            ("in_service_ns", self.in_service, 1.0),
+            ("prefill_ns", self.prefill, 1.0),
+            ("e2e_per_output_token_ns", per_token.e2e, PER_TOKEN_UNITS_PER_NS),
+            ("execution_per_output_token_ns", per_token.execution, PER_TOKEN_UNITS_PER_NS),
+            ("in_service_per_output_token_ns", per_token.in_service, PER_TOKEN_UNITS_PER_NS),
+            ("prefill_per_prompt_token_ns", per_token.prefill, PER_TOKEN_UNITS_PER_NS),
+            ("decode_per_output_token_ns", per_token.decode, PER_TOKEN_UNITS_PER_NS),
+            ("num_preemptions", self.num_preemptions, 1.0),
             ("step_duration_ns", self.batch_time, 1.0),
             ("batch_size", self.batch_size, 1.0),
             ("batch_num_tokens", self.batch_tokens, 1.0),

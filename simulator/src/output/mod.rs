@@ -1,6 +1,8 @@
 //! What a simulation leaves behind: distributions of its times, and the rows of its files as they come.
 
 mod distributions;
+pub mod series;
+pub mod trace;
 
 use std::{
     collections::VecDeque,

@@ -2,6 +2,8 @@
 
 use plumbline_schema::Nanos;
 
+use super::timeline::Span;
+
 /// One pipeline stage's part of a step, ns.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StageTime {
@@ -35,6 +37,15 @@ pub struct Launched {
     host_post_ns: f64,
 }
 
+/// When a stage launches and runs a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageSpans {
+    /// Its host launches the kernels.
+    pub launch: Span,
+    /// Its GPU runs them; where it waits for launches, that is at the end and left out.
+    pub gpu: Span,
+}
+
 /// The clocks of an engine with batches in flight: one host a stage and one GPU a stage, each of which does one thing
 /// at a time and takes batches in order.
 ///
@@ -55,20 +66,30 @@ pub struct Launched {
 pub struct Pipeline {
     host_free: Vec<Nanos>,
     gpu_free: Vec<Nanos>,
+    /// Of the batch launched last.
+    spans: Vec<StageSpans>,
 }
 
 impl Pipeline {
     /// A pipeline of so many stages (at least one) in which nothing has run, at time 0.
     #[must_use]
     pub fn new(num_stages: usize) -> Self {
-        let free = vec![Nanos::ZERO; num_stages.max(1)];
-        Self { host_free: free.clone(), gpu_free: free }
+        let num_stages = num_stages.max(1);
+        let free = vec![Nanos::ZERO; num_stages];
+        let spans = vec![StageSpans::default(); num_stages];
+        Self { host_free: free.clone(), gpu_free: free, spans }
     }
 
     /// When the host that forms batches has nothing to do.
     #[must_use]
     pub fn host_free(&self) -> Nanos {
         self.host_free[0]
+    }
+
+    /// When each stage launches and runs the batch launched last.
+    #[must_use]
+    pub fn spans(&self) -> &[StageSpans] {
+        &self.spans
     }
 
     /// Launches a batch at `start`, or as soon as the host is free.
@@ -81,12 +102,21 @@ impl Pipeline {
     pub fn launch(&mut self, start: Nanos, parts: &StepParts<'_>) -> Launched {
         assert_eq!(parts.stages.len(), self.gpu_free.len(), "stages of a step and of the pipeline");
         let since_start = |time: Nanos| time.saturating_since(start).0 as f64;
+        let span = |from_ns: f64, ns: f64| Span {
+            start: start + Nanos::from_f64(from_ns),
+            end: start + Nanos::from_f64(from_ns + ns),
+        };
         let mut launched_ns = since_start(self.host_free[0]) + parts.host_pre_ns;
         let mut gpu_end_ns = launched_ns;
         for (i, stage) in parts.stages.iter().enumerate() {
-            launched_ns = launched_ns.max(since_start(self.host_free[i])) + stage.launch_ns;
+            let launch_start_ns = launched_ns.max(since_start(self.host_free[i]));
+            launched_ns = launch_start_ns + stage.launch_ns;
             let gpu_start_ns = gpu_end_ns.max(since_start(self.gpu_free[i]));
             gpu_end_ns = (gpu_start_ns + stage.gpu_ns).max(launched_ns);
+            self.spans[i] = StageSpans {
+                launch: span(launch_start_ns, stage.launch_ns),
+                gpu: span(gpu_start_ns, stage.gpu_ns),
+            };
             self.host_free[i] = start + Nanos::from_f64(launched_ns);
             self.gpu_free[i] = start + Nanos::from_f64(gpu_end_ns);
         }

@@ -11,15 +11,21 @@ use std::{
 use clap::ValueEnum;
 use plumbline_bundles::{EngineProfile, bundle::sha256_hex};
 use plumbline_schema::{
-    HostFactorBasis, HostFactorUsed, HostInfo, Run, RunInfo, RunKind, Workload,
+    HostFactorBasis, HostFactorUsed, HostInfo, Nanos, Run, RunInfo, RunKind, Workload,
     files::{read_text, write_json},
 };
 use plumbline_simulator::{
     BundleTimes, RequestSource, Residuals, SimulateOptions, WorkloadSource,
     arrival::WorkloadSpec,
     cluster::{ClusterRun, Engines, RouterKind, Routing, simulate_cluster},
-    output::{OutputOptions, Reporter, Summaries},
+    output::{
+        OutputOptions, Reporter, Summaries,
+        series::{DEFAULT_WINDOW, SeriesRecorder},
+        trace::TraceRecorder,
+    },
+    recorder::{Recorder, Tee},
     simulate::check_workload,
+    step_time::timeline::Span,
     times::{Edge, EdgeTimes},
 };
 use plumbline_validator::calibrate::host_factor;
@@ -55,6 +61,19 @@ pub struct Args {
     /// Files to write besides run.json and summary.json
     #[arg(long, value_enum, default_value_t = DetailArg::Steps)]
     detail: DetailArg,
+
+    /// Also write a trace to look at with ui.perfetto.dev or chrome://tracing (.json, .json.gz or .json.zst): steps,
+    /// hosts, operators on the GPUs, requests and counters
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    /// What of the run the trace shows, as seconds from its start
+    #[arg(long, value_name = "FROM:TO", requires = "trace", value_parser = seconds)]
+    trace_window: Option<Span>,
+
+    /// Also write `series.csv`: what each replica did, second by second
+    #[arg(long)]
+    series: bool,
 
     /// Replicas of the engine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -138,11 +157,13 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         is_cluster: scenario.num_replicas() > 1,
     };
     let reporter = Reporter::new(&args.out, output_options)?;
-    let (run, summaries, rejections) = scenario.simulate(|times| times, reporter)?;
+    let (run, summaries, rejections) = scenario.watched(args, reporter)?;
     let edges = if args.intervals {
         let at = |edge| {
             let of = |times| EdgeTimes::new(times, edge);
-            Ok::<_, Failure>(scenario.simulate(of, Reporter::without_files())?.1)
+            let mut reporter = Reporter::without_files();
+            scenario.simulate(of, &mut reporter)?;
+            Ok::<_, Failure>(reporter.finish()?.0)
         };
         Some([at(Edge::Low)?, at(Edge::High)?])
     } else {
@@ -229,12 +250,33 @@ impl Scenario {
         self.kinds.iter().map(|kind| kind.num_replicas).sum()
     }
 
+    /// Simulates, and writes the trace and the series that are asked for.
+    fn watched(&self, args: &Args, mut reporter: Reporter) -> Result<Simulated, Failure> {
+        let window = args.trace_window.unwrap_or(TraceRecorder::WHOLE);
+        let trace = args.trace.as_ref().map(|path| TraceRecorder::create(path, window)).transpose()?;
+        let series = args.series.then(|| SeriesRecorder::create(&args.out.join(SERIES), DEFAULT_WINDOW));
+        let series = series.transpose()?;
+        let run = if trace.is_none() && series.is_none() {
+            self.simulate(|times| times, &mut reporter)?
+        } else {
+            let mut all = Tee(reporter, Tee(series, trace));
+            let run = self.simulate(|times| times, &mut all)?;
+            let Tee(told, Tee(series, trace)) = all;
+            reporter = told;
+            series.map_or(Ok(()), SeriesRecorder::finish)?;
+            trace.map_or(Ok(()), TraceRecorder::finish)?;
+            run
+        };
+        let (summaries, rejections) = reporter.finish()?;
+        Ok((run, summaries, rejections))
+    }
+
     /// Simulates with operator times made of each kind's by `times`.
-    fn simulate<T: plumbline_simulator::OperatorTimes>(
+    fn simulate<T: plumbline_simulator::OperatorTimes, R: Recorder>(
         &self,
         times: impl Fn(BundleTimes) -> T,
-        mut reporter: Reporter,
-    ) -> Result<Simulated, Failure> {
+        recorder: &mut R,
+    ) -> Result<ClusterRun, Failure> {
         let kinds = self.kinds.iter().map(|kind| Engines {
             model: kind.model.clone(),
             deployment: kind.deployment.clone(),
@@ -249,10 +291,26 @@ impl Scenario {
                 spec.source(self.options.seed).map_err(|error| Failure::new(Exit::BadInput, error))?
             }
         };
-        let run = simulate_cluster(kinds.collect(), self.routing, &self.options, &mut source, &mut reporter)?;
-        let (summaries, rejections) = reporter.finish()?;
-        Ok((run, summaries, rejections))
+        Ok(simulate_cluster(kinds.collect(), self.routing, &self.options, &mut source, recorder)?)
     }
+}
+
+/// The file of `--series`, in the run's folder.
+const SERIES: &str = "series.csv";
+
+/// `FROM:TO` in seconds; one that is left out is the run's start or end.
+fn seconds(text: &str) -> Result<Span, String> {
+    let wrong = || format!("expected seconds as FROM:TO with FROM before TO, found `{text}`");
+    let of = |part: &str, default: Nanos| match part.trim() {
+        "" => Ok(default),
+        number => match number.parse::<f64>() {
+            Ok(seconds) if seconds >= 0.0 => Ok(Nanos::from_f64(seconds * 1e9)),
+            _ => Err(wrong()),
+        },
+    };
+    let (from, to) = text.split_once(':').ok_or_else(wrong)?;
+    let span = Span { start: of(from, TraceRecorder::WHOLE.start)?, end: of(to, TraceRecorder::WHOLE.end)? };
+    if span.start < span.end { Ok(span) } else { Err(wrong()) }
 }
 
 /// The requests, and the digest of what says them.
