@@ -180,7 +180,7 @@ fn plan_memory(
         Ok(check) if check.error().abs() > KV_BLOCKS_TOLERANCE => output.note(format!("note: {check}")),
         Ok(_) => {}
         Err(error) => {
-            output.note(format!("note: KV blocks: the deployment says {blocks}, no memory plan: {error}"))
+            output.note(format!("note: KV blocks: the deployment says {blocks}, no memory plan: {error}"));
         }
     }
     Ok(deployment)

@@ -1,5 +1,7 @@
 //! What traces and series tell of a simulation, against what the simulation says itself.
 
+#![expect(clippy::float_cmp, reason = "the rows hold whole numbers")]
+
 mod common;
 
 use std::{
@@ -113,7 +115,10 @@ fn ns(event: &Value, key: &str) -> u64 {
 }
 
 /// Slices of each thread as (start, end, event), in order of start.
-fn threads(trace: &Value) -> BTreeMap<(u64, u64), Vec<(u64, u64, &Value)>> {
+/// Slices of one thread: start, end and the event.
+type Slices<'a> = Vec<(u64, u64, &'a Value)>;
+
+fn threads(trace: &Value) -> BTreeMap<(u64, u64), Slices<'_>> {
     let mut threads = BTreeMap::<_, Vec<_>>::new();
     for event in trace["traceEvents"].as_array().unwrap() {
         if event["ph"] == "X" {
@@ -122,7 +127,9 @@ fn threads(trace: &Value) -> BTreeMap<(u64, u64), Vec<(u64, u64, &Value)>> {
             threads.entry(thread).or_default().push((start, start + ns(event, "dur"), event));
         }
     }
-    threads.values_mut().for_each(|slices| slices.sort_by_key(|&(start, end, _)| (start, end)));
+    for slices in threads.values_mut() {
+        slices.sort_by_key(|&(start, end, _)| (start, end));
+    }
     threads
 }
 

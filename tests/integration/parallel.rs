@@ -117,7 +117,8 @@ fn imported_collectives_make_tensor_and_pipeline_parallel_steps() {
 fn workloads_run_over_several_gpus() {
     let machine = machine();
     let folder = tempfile::tempdir().expect("folder");
-    let rows: String = (0..40).map(|i| format!("{i},{},600,40\n", i * 20_000_000)).collect();
+    let rows: Vec<String> = (0..40).map(|i| format!("{i},{},600,40\n", i * 20_000_000)).collect();
+    let rows = rows.concat();
     let header = "request_id,arrival_time_ns,num_prefill_tokens,num_decode_tokens\n";
     let workload = Workload::read(&write(&folder.path().join("workload.csv"), format!("{header}{rows}")));
     let workload = workload.expect("a workload");

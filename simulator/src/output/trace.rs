@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
+    fmt::Write as _,
     io::{self, Write},
     path::Path,
 };
@@ -401,7 +402,9 @@ impl Recorder for TraceRecorder {
         if let Some(timeline) = timeline {
             name = timeline.dispatch.name();
             host_post = timeline.host_post;
-            args += &format!(
+            // Writing to a string does not fail.
+            let _ = write!(
+                args,
                 ",\"padded_tokens\":{},\"gpu_ns\":{},\"residual\":{}",
                 timeline.num_padded_tokens,
                 timeline.gpu_time().0,

@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DetailArg::Steps)]
     detail: DetailArg,
 
-    /// Also write a trace to look at with ui.perfetto.dev or chrome://tracing (.json, .json.gz or .json.zst): steps,
+    /// Also write a trace to look at with ui.perfetto.dev (.json, .json.gz or .json.zst): steps,
     /// hosts, operators on the GPUs, requests and counters
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -203,13 +203,12 @@ impl Scenario {
         let router = args.router.as_deref().map(str::parse).transpose();
         let router: Option<RouterKind> = router.map_err(|error| Failure::new(Exit::BadInput, error))?;
         let file = args.cluster.as_deref().map(ClusterFile::read).transpose()?;
-        let groups = match &file {
-            Some(file) => file.groups(&args.engine, output)?,
-            None => {
-                let mut opened = args.engine.open(output)?;
-                opened.engines.num_replicas = args.replicas;
-                vec![opened]
-            }
+        let groups = if let Some(file) = &file {
+            file.groups(&args.engine, output)?
+        } else {
+            let mut opened = args.engine.open(output)?;
+            opened.engines.num_replicas = args.replicas;
+            vec![opened]
         };
         let routing = match &file {
             Some(file) => file.routing(router, &groups[0].engines)?,
