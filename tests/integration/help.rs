@@ -13,9 +13,18 @@ fn check(verb: &[&str]) {
 #[test]
 fn help_texts_are_as_reviewed() {
     check(&[]);
-    for verb in
-        ["validate", "profile", "train", "bundle", "workload", "simulate", "search", "compare", "calibrate", "host"]
-    {
+    for verb in [
+        "validate",
+        "profile",
+        "train",
+        "bundle",
+        "workload",
+        "simulate",
+        "search",
+        "compare",
+        "calibrate",
+        "host",
+    ] {
         check(&[verb]);
     }
     for verb in [

@@ -437,15 +437,15 @@ impl<R: Recorder> Recorder for PrefillRecorder<'_, R> {
     }
 
     fn wants_timelines(&self) -> TimelineDetail {
-        self.0.wants_timelines()
+        self.recorder.wants_timelines()
     }
 
     fn arrival(&mut self, replica: u32, time: Nanos) {
-        self.0.arrival(replica, time);
+        self.recorder.arrival(replica, time);
     }
 
     fn state(&mut self, replica: u32, time: Nanos, state: &SchedulerState<'_>) {
-        self.0.state(replica, time, state);
+        self.recorder.state(replica, time, state);
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {

@@ -148,6 +148,9 @@ pub struct ParetoRow<'a> {
     num_gpus: u32,
 }
 
+/// Points of a plot: horizontal and vertical place.
+pub type Places = Vec<(f64, f64)>;
+
 impl<'a> GridReport<'a> {
     pub fn new(scenario: &Scenario<'a>, mut rows: Vec<Row>) -> Self {
         let cost = |row: &Row| {
@@ -169,7 +172,7 @@ impl<'a> GridReport<'a> {
     }
 
     /// Cost per hour and rate of all that have a rate, and of the front.
-    pub fn places(&self) -> (Vec<(f64, f64)>, Vec<(f64, f64)>) {
+    pub fn places(&self) -> (Places, Places) {
         let all: Vec<_> =
             self.bracketed().map(|(_, found)| (found.cost_per_hour, found.rate_per_s)).collect();
         let front = self.pareto_front.iter().map(|&place| all[place]).collect();
