@@ -127,7 +127,7 @@ fn check_rejections(case: &Case, ran: &Ran) {
         let is_too_large = num_tokens - 1 > capacity;
         match outcome.rejection {
             None => {
-                assert!(!is_too_long && !is_too_large && !is_prefill, "served what does not fit: {outcome:?}")
+                assert!(!is_too_long && !is_too_large && !is_prefill, "served what does not fit: {outcome:?}");
             }
             Some(Rejection::LongerThanModelLen { .. }) => assert!(is_too_long),
             Some(Rejection::NoTransfer) => assert!(*role == Role::Decode),
@@ -169,7 +169,9 @@ fn check_stretches(slow: &Ran, fast: &Ran) {
     // Blocks over time are as of a stretch's middle.
     let counted = |ran: &Ran| {
         let mut reports = ran.reports.clone();
-        reports.iter_mut().for_each(|report| report.counts.kv_block_ns = 0);
+        for report in &mut reports {
+            report.counts.kv_block_ns = 0;
+        }
         reports
     };
     assert_eq!(counted(slow), counted(fast));
