@@ -19,6 +19,7 @@ pub mod replay;
 pub mod replica;
 pub mod residual;
 pub mod scheduler;
+pub mod search;
 pub mod sequence;
 pub mod serve;
 pub mod simulate;

@@ -12,6 +12,7 @@ mod calibrate;
 mod compare;
 mod host;
 mod profile;
+mod search;
 mod simulate;
 mod train;
 mod train_transfer;
@@ -51,6 +52,7 @@ enum Command {
     Bundle(bundle::Args),
     Workload(workload::Args),
     Simulate(simulate::Args),
+    Search(Box<search::Args>),
     Compare(compare::Args),
     Calibrate(calibrate::Args),
     Host(host::Args),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Bundle(args) => bundle::run(args, output),
             Command::Workload(args) => workload::run(args, output),
             Command::Simulate(args) => simulate::run(args, output),
+            Command::Search(args) => search::run(args, output),
             Command::Compare(args) => compare::run(args, output),
             Command::Calibrate(args) => calibrate::run(args, output),
             Command::Host(args) => host::run(args, output),

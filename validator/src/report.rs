@@ -3,9 +3,11 @@
 mod figures;
 mod folder;
 mod format;
+mod frontier;
 mod html;
 mod markdown;
 mod table;
 
 pub use folder::{ReportError, write_report};
+pub use frontier::frontier_svg;
 pub use table::{TABLE_WIDTH, render_table};

@@ -13,12 +13,12 @@ use crate::{
 };
 
 /// Width and height in px.
-const SIZE: (u32, u32) = (480, 320);
+pub(super) const SIZE: (u32, u32) = (480, 320);
 
 /// Readable on white and on near-black alike.
-const REAL: RGBColor = RGBColor(59, 130, 196);
-const SIMULATED: RGBColor = RGBColor(222, 115, 28);
-const GRID: RGBColor = RGBColor(140, 140, 140);
+pub(super) const REAL: RGBColor = RGBColor(59, 130, 196);
+pub(super) const SIMULATED: RGBColor = RGBColor(222, 115, 28);
+pub(super) const GRID: RGBColor = RGBColor(140, 140, 140);
 
 /// From this ratio of largest to smallest value on, the axis is logarithmic.
 const LOG_FROM_RATIO: f64 = 10.0;
@@ -112,7 +112,7 @@ fn steps(sorted: &[f64], axis: &MsAxis) -> Vec<(f64, f64)> {
     points
 }
 
-fn format_tick(ms: f64) -> String {
+pub(super) fn format_tick(ms: f64) -> String {
     // Ticks are 1, 2 or 5 times a power of ten or multiples of such: few digits, never rounding noise.
     let rounded = (ms * 1e6).round() / 1e6;
     trimmed(&rounded)
@@ -122,17 +122,17 @@ fn trimmed(value: &impl Display) -> String {
     value.to_string()
 }
 
-/// A time axis in ms, linear from 0 or logarithmic.
+/// An axis of numbers of at least 0 (times in ms, rates, costs), linear from 0 or logarithmic.
 #[derive(Clone, Debug, PartialEq)]
-struct MsAxis {
+pub(super) struct MsAxis {
     low: f64,
     high: f64,
-    is_log: bool,
+    pub(super) is_log: bool,
 }
 
 impl MsAxis {
     /// The axis that holds all of the ascending, non-empty `series`.
-    fn spanning<'a>(series: impl Iterator<Item = &'a [f64]> + Clone) -> Self {
+    pub(super) fn spanning<'a>(series: impl Iterator<Item = &'a [f64]> + Clone) -> Self {
         let lowest = series.clone().map(|s| s[0]).fold(f64::INFINITY, f64::min);
         let highest = series.map(|s| s[s.len() - 1]).fold(0.0, f64::max);
         if lowest > 0.0 && highest / lowest > LOG_FROM_RATIO {
