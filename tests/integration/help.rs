@@ -14,7 +14,7 @@ fn check(verb: &[&str]) {
 fn help_texts_are_as_reviewed() {
     check(&[]);
     for verb in
-        ["validate", "profile", "train", "bundle", "workload", "simulate", "compare", "calibrate", "host"]
+        ["validate", "profile", "train", "bundle", "workload", "simulate", "search", "compare", "calibrate", "host"]
     {
         check(&[verb]);
     }

@@ -15,6 +15,7 @@ mod pipeline;
 mod recipe;
 mod repeatability;
 mod resume;
+mod search;
 mod shipped;
 mod support;
 mod training;

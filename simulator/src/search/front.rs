@@ -37,7 +37,7 @@ impl Economics {
     }
 }
 
-/// The places of those that no other beats, by cost and rate, the first in order of equals.
+/// The places of those that no other beats, in order of cost; equals are all among them.
 #[must_use]
 pub fn pareto_front(all: &[Economics]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..all.len()).collect();
@@ -45,11 +45,17 @@ pub fn pareto_front(all: &[Economics]) -> Vec<usize> {
         let by_cost = all[a].cost_per_hour.total_cmp(&all[b].cost_per_hour);
         by_cost.then(all[b].rate_per_s.total_cmp(&all[a].rate_per_s)).then(a.cmp(&b))
     });
-    let mut highest = f64::NEG_INFINITY;
+    let mut last: Option<&Economics> = None;
     order.retain(|&place| {
-        let is_higher = all[place].rate_per_s > highest;
-        highest = highest.max(all[place].rate_per_s);
-        is_higher
+        let economics = &all[place];
+        let is_beaten = last.is_some_and(|last| {
+            economics.rate_per_s < last.rate_per_s
+                || economics.rate_per_s <= last.rate_per_s && economics.cost_per_hour > last.cost_per_hour
+        });
+        if !is_beaten {
+            last = Some(economics);
+        }
+        !is_beaten
     });
     order
 }
@@ -68,21 +74,16 @@ mod tests {
     }
 
     proptest! {
-        /// No one beats what is in front, and someone in front beats or equals whatever is not.
+        /// In front is whom no one beats.
         #[test]
         fn the_front_is_what_no_other_beats(points in prop::collection::vec((1..8_u8, 1..8_u8), 0..30)) {
             let all: Vec<_> = points.iter().map(|&(r, c)| Economics::new(r.into(), 1.0, c.into())).collect();
             let front = pareto_front(&all);
-            for &place in &front {
-                prop_assert!(all.iter().all(|other| !other.beats(&all[place])));
+            for (place, economics) in all.iter().enumerate() {
+                let is_beaten = all.iter().any(|other| other.beats(economics));
+                prop_assert_eq!(front.contains(&place), !is_beaten);
             }
-            for place in (0..all.len()).filter(|place| !front.contains(place)) {
-                let is_no_better = |&other: &usize| {
-                    all[other].beats(&all[place]) || all[other] == all[place]
-                };
-                prop_assert!(front.iter().any(is_no_better));
-            }
-            prop_assert!(front.windows(2).all(|pair| all[pair[0]].rate_per_s < all[pair[1]].rate_per_s));
+            prop_assert!(front.is_sorted_by_key(|&place| all[place].rate_per_s));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A grid of deployments: read, simulated in parallel, told by what they cost.
 
-use std::path::Path;
+use std::{io::IsTerminal, path::Path};
 
 use plumbline_schema::files::{write_csv, write_json, write_text};
 use plumbline_simulator::{
     BundleTimes,
-    search::{Found, GpuKind, Grid, Journal, Kind, Progress, Row, Scenario, sweep},
+    search::{Found, GpuKind, Grid, Journal, Kind, Progress, Scenario, sweep},
 };
 use plumbline_validator::report::frontier_svg;
 
@@ -32,8 +32,11 @@ pub fn run(
     let candidates = grid.candidates(&kinds);
     let bar = output.bar(candidates.len() as u64);
     let rows = sweep(candidates, scenario, Some(&journal), &|progress| {
-        bar.set(progress.done as u64, progress.total as u64, "deployments");
-        output.note(line(&progress));
+        let line = line(&progress);
+        bar.set(progress.done as u64, progress.total as u64, &line);
+        if !std::io::stderr().is_terminal() {
+            output.note(format!("{}/{} {line}", progress.done, progress.total));
+        }
     })?;
     drop(bar);
     let report = GridReport::new(scenario, rows);
@@ -84,14 +87,12 @@ fn write(report: &GridReport<'_>, out: &Path) -> Result<(), Failure> {
 
 /// A deployment that is done, in a line.
 fn line(progress: &Progress<'_>) -> String {
-    let Progress { done, total, is_reused, row } = progress;
+    let Progress { is_reused, row, .. } = progress;
+    let found = match (row.status, &row.economics) {
+        (Found::Bracketed, Some(economics)) => format!("{:.4} requests/s", economics.rate_per_s),
+        (Found::Failed, _) => "cannot be simulated".to_owned(),
+        _ => "not bracketed".to_owned(),
+    };
     let reused = if *is_reused { ", from the journal" } else { "" };
-    format!("{done}/{total} {}: {}{reused}", in_words(&row.point), found(row))
-}
-
-fn found(row: &Row) -> String {
-    match (row.status, &row.economics, &row.reason) {
-        (Found::Bracketed, Some(economics), _) => format!("{:.4} requests/s", economics.rate_per_s),
-        (_, _, reason) => reason.clone().unwrap_or_default(),
-    }
+    format!("{}: {found}{reused}", in_words(&row.point))
 }

@@ -211,16 +211,11 @@ impl<'a> GridReport<'a> {
         ));
         text.line("");
         text.line(self.table().to_string().trim_end());
-        let others = &self.deployments[num_bracketed..];
-        if !others.is_empty() {
-            text.line("\nwithout a highest rate:");
-        }
-        for row in others {
-            text.line(format_args!(
-                "{}: {}",
-                in_words(&row.point),
-                row.reason.as_deref().unwrap_or_default()
-            ));
+        for (reason, points) in by_reason(&self.deployments[num_bracketed..]) {
+            text.line(format_args!("\nwithout a highest rate: {reason}"));
+            for point in points {
+                text.line(format_args!("  {}", in_words(point)));
+            }
         }
         text.finish()
     }
@@ -261,6 +256,19 @@ impl<'a> GridReport<'a> {
         }
         table
     }
+}
+
+/// The reasons in order of their first deployment, each with all of its deployments.
+fn by_reason(rows: &[Row]) -> Vec<(&str, Vec<&Point>)> {
+    let mut all: Vec<(&str, Vec<&Point>)> = Vec::new();
+    for row in rows {
+        let reason = row.reason.as_deref().unwrap_or_default();
+        match all.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, points)) => points.push(&row.point),
+            None => all.push((reason, vec![&row.point])),
+        }
+    }
+    all
 }
 
 /// A deployment in a line.
