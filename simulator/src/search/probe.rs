@@ -143,7 +143,9 @@ impl<'a, T: OperatorTimes> Prober<'a, T> {
         let mut recorder = BacklogRecorder::new();
         let reports = Cluster::new(&[group], routing, &options)?.run(&mut source, &mut recorder)?;
         let mut provenance = ProvenanceTimes::default();
-        reports.iter().for_each(|report| provenance += report.busy.provenance);
+        for report in &reports {
+            provenance += report.busy.provenance;
+        }
         let num_preemptions = reports.iter().map(|report| report.counts.preemptions).sum();
         let BacklogRecorder { reporter, stays, num_output_tokens, num_rejected } = recorder;
         let (summaries, rejections) = reporter.finish()?;

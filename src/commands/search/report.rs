@@ -128,6 +128,9 @@ pub struct GridReport<'a> {
     deployments: Vec<Row>,
 }
 
+/// Cost per hour and rate.
+type Place = (f64, f64);
+
 /// A line of `pareto.csv`.
 #[derive(Serialize)]
 pub struct ParetoRow<'a> {
@@ -169,7 +172,7 @@ impl<'a> GridReport<'a> {
     }
 
     /// Cost per hour and rate of all that have a rate, and of the front.
-    pub fn places(&self) -> (Vec<(f64, f64)>, Vec<(f64, f64)>) {
+    pub fn places(&self) -> (Vec<Place>, Vec<Place>) {
         let all: Vec<_> =
             self.bracketed().map(|(_, found)| (found.cost_per_hour, found.rate_per_s)).collect();
         let front = self.pareto_front.iter().map(|&place| all[place]).collect();
