@@ -4,14 +4,21 @@ mod common;
 
 use std::cell::RefCell;
 
-use common::{deployment, profile, times, workloads};
+use common::{
+    deployment,
+    fuzz::{
+        case::{Case, Requests},
+        inputs, laws,
+    },
+    profile, times, workloads,
+};
 use plumbline_schema::{Deployment, ModelSpec, Nanos, Workload};
 use plumbline_simulator::{
     RunRecorder, SchedulerKind, SimulateOptions, StepTimeModel, WorkloadSource,
     cluster::{Cluster, Group, KvTransfer, ReplicaReport, Role, RouterKind, Routing},
     serve::Served,
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
 /// Replicas of two deployments that differ in budget.
 fn served(
@@ -121,14 +128,15 @@ proptest! {
 
 #[test]
 fn prompts_are_computed_in_one_pool_and_continued_in_the_other() {
-    let request = |id: u64| plumbline_schema::WorkloadRequest::new(id, Nanos(id * 1000), 100, 20);
+    let request = |id: u64| plumbline_schema::WorkloadRequest::new(id, Nanos(id * 1000), 60, 20);
     let workload = Workload { requests: (0..12).map(request).collect() };
     let shape = [(Role::Prefill, 2), (Role::Decode, 1)];
     let (served, reports) = served(&workload, &shape, RouterKind::RoundRobin, 0);
     assert!(served.requests.iter().all(|o| o.replica == 2 && o.num_tokens == 20));
     let [first, second, decode] = &reports[..] else { panic!("three replicas") };
     assert_eq!((first.counts.finished, second.counts.finished, decode.counts.finished), (6, 6, 12));
-    assert_eq!(first.counts.step_tokens + second.counts.step_tokens, 1200);
+    assert_eq!(first.counts.step_tokens + second.counts.step_tokens, 720);
+    assert_eq!(decode.counts.preemptions, 0);
     // The last prompt token is computed again, to get the first output.
     assert_eq!(decode.counts.step_tokens, 12 * 20);
 }
@@ -155,4 +163,94 @@ fn roles_that_make_no_whole_are_refused() {
     assert!(error(&both, None).unwrap().contains("latency and the bandwidth"));
     let bad = KvTransfer { latency_ns: 0.0, bytes_per_s: 0.0, bytes_per_token: 1.0 };
     assert!(error(&both, Some(bad)).unwrap().contains("bandwidth above 0"));
+}
+
+/// Bytes of which most are no request that any byte would do for.
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// All policies, routers and shapes, whatever is asked of them.
+    #[test]
+    fn any_cluster_keeps_the_laws(bytes in bytes()) {
+        laws::check(&Case::of(&bytes));
+    }
+
+    /// Files that were good until somebody wrote over them.
+    #[test]
+    fn any_input_is_read_or_refused(
+        seed in any::<prop::sample::Index>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..4, any::<u8>()), 0..12),
+    ) {
+        let mut seeds: Vec<_> = std::fs::read_dir("../fuzz/seeds/inputs").unwrap().map(|f| f.unwrap().path()).collect();
+        seeds.sort();
+        let mut content = std::fs::read(seed.get(&seeds)).unwrap();
+        // What formats are made of, more often than any other byte.
+        let marks = b"0123456789-.,;:\"'[]{}=e\n \r+TZ_#";
+        for (at, edit, byte) in edits {
+            let at = at.index(content.len() + 1);
+            let mark = marks[usize::from(byte) % marks.len()];
+            match edit {
+                0 => content.insert(at, byte),
+                1 => content.insert(at, mark),
+                2 => drop(content.drain(at..(at + usize::from(byte % 9)).min(content.len()))),
+                _ => if let Some(old) = content.get_mut(at) { *old = mark },
+            }
+        }
+        inputs::read(&content);
+    }
+}
+
+/// Files that are no seeds are what the laws say they are.
+#[test]
+fn seeds_of_inputs_are_read() {
+    for file in std::fs::read_dir("../fuzz/seeds/inputs").unwrap() {
+        inputs::read(&std::fs::read(file.unwrap().path()).unwrap());
+    }
+}
+
+/// A law that is never tried proves nothing: cases of random bytes have all that makes clusters hard.
+#[test]
+fn random_bytes_make_hard_cases() {
+    let mut counts = [0_u64; 8];
+    let mut kinds = std::collections::BTreeSet::new();
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..150 {
+        let case = Case::of(&bytes().new_tree(&mut runner).unwrap().current());
+        let ran = laws::run(&case, 1.0, true);
+        let deployments = || case.kinds.iter().map(|kind| &kind.deployment);
+        kinds.extend(case.kinds.iter().map(|kind| kind.scheduler.name()));
+        let rejected = ran.served.requests.iter().filter(|o| o.rejection.is_some()).count() as u64;
+        let of = [
+            rejected,
+            ran.served.requests.len() as u64 - rejected,
+            ran.served.num_preemptions(),
+            u64::from(case.kinds.len() > 1),
+            u64::from(matches!(case.requests, Requests::Made(_)) && case.source().heeds_completions()),
+            u64::from(deployments().any(|d| d.async_scheduling)),
+            u64::from(deployments().any(|d| d.pipeline_parallel_size > 1)),
+            u64::from(deployments().any(|d| d.enable_prefix_caching && d.scheduling_policy == "priority")),
+        ];
+        counts.iter_mut().zip(of).for_each(|(sum, of)| *sum += of);
+    }
+    assert_eq!(kinds.len(), SchedulerKind::ALL.len());
+    assert!(counts.iter().all(|&count| count >= 10), "{counts:?}");
+}
+
+/// Simulations side by side do not touch one another.
+#[test]
+fn threads_change_nothing() {
+    let mut runner = TestRunner::deterministic();
+    let cases: Vec<_> =
+        (0..12).map(|_| Case::of(&bytes().new_tree(&mut runner).unwrap().current())).collect();
+    let of = |case: &Case| laws::text(&laws::run(case, 1.0, true));
+    let serial: Vec<_> = cases.iter().map(of).collect();
+    let parallel: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = cases.iter().map(|case| scope.spawn(move || of(case))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(serial, parallel);
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{deployment, deployments, profile, times, workloads};
+use common::{deployment, deployments, engines, profile, times, workloads};
 use plumbline_bundles::EngineProfile;
 use plumbline_schema::{Deployment, ModelSpec, Nanos, RequestStatus, Run, Workload, WorkloadRequest};
 use plumbline_simulator::{
@@ -18,9 +18,20 @@ use proptest::prelude::*;
 const SCATTER: [f64; 4] = [0.7, 0.95, 1.05, 2.5];
 
 fn run(workload: &Workload, deployment: &Deployment, seed: u64, quantiles: &[f64]) -> Simulation {
+    run_by(SchedulerKind::VllmV1, workload, deployment, seed, quantiles)
+}
+
+fn run_by(
+    kind: SchedulerKind,
+    workload: &Workload,
+    deployment: &Deployment,
+    seed: u64,
+    quantiles: &[f64],
+) -> Simulation {
     let model = ModelSpec::load("qwen3-0.6b").unwrap();
     let options = SimulateOptions { seed, ..SimulateOptions::default() };
-    simulate(&model, workload, deployment, &profile(1.0, quantiles), times(1.0), &options).unwrap()
+    let profile = EngineProfile { scheduler: kind.name().into(), ..profile(1.0, quantiles) };
+    simulate(&model, workload, deployment, &profile, times(1.0), &options).unwrap()
 }
 
 /// The run's files as text.
@@ -97,14 +108,14 @@ proptest! {
 
     /// free + used = total, every computed token has a block, and the clock never steps back.
     #[test]
-    fn blocks_add_up_and_the_clock_moves_forward(workload in workloads(), deployment in deployments()) {
+    fn blocks_add_up_and_the_clock_moves_forward(workload in workloads(), (kind, deployment) in engines()) {
         let model = ModelSpec::load("qwen3-0.6b").unwrap();
         let mut step_time =
             StepTimeModel::new(&model, times(1.0), &profile(1.0, &SCATTER), &deployment).unwrap();
         let inner = SimulatedExecutor::new(&mut step_time, &SimulateOptions::default());
         let mut watched =
             Watched { inner, start: Nanos(0), last_now: Nanos(0), num_tokens: 0, num_admitted: 0 };
-        let scheduler = SchedulerKind::VllmV1.build(&deployment).unwrap();
+        let scheduler = kind.build(&deployment).unwrap();
         let served = serve(&workload, scheduler, &mut watched).unwrap();
 
         // What was computed is at least what was asked for.
@@ -155,8 +166,8 @@ proptest! {
 
     /// arrival <= admitted <= first token <= last; each accepted request gets exactly its tokens.
     #[test]
-    fn requests_live_in_order_and_all_finish(workload in workloads(), deployment in deployments()) {
-        let simulation = run(&workload, &deployment, 1, &SCATTER);
+    fn requests_live_in_order_and_all_finish(workload in workloads(), (kind, deployment) in engines()) {
+        let simulation = run_by(kind, &workload, &deployment, 1, &SCATTER);
         let counts = simulation.counts;
         prop_assert_eq!(counts.requests, counts.finished + counts.rejected);
         prop_assert_eq!(counts.rejected, simulation.rejections.len());

@@ -253,10 +253,12 @@ impl<'a, T: OperatorTimes> Cluster<'a, T> {
             replica.run_until(arrival.ready, recorder)?;
             replica.push(arrival);
             drop(replica.departures());
+            debug_assert!(self.adds_up());
         }
         for member in &mut self.replicas {
             member.replica.run_until(Nanos(u64::MAX), recorder)?;
         }
+        debug_assert!(self.adds_up());
         Ok(())
     }
 
@@ -269,6 +271,7 @@ impl<'a, T: OperatorTimes> Cluster<'a, T> {
         has_feedback: bool,
     ) -> Result<(), SimulateError> {
         loop {
+            debug_assert!(self.adds_up());
             let transfer = self.transfers.peek().map(|Reverse(transfer)| transfer.ready);
             let arrival = source.next_arrival();
             let input = [arrival, transfer].into_iter().flatten().min();
@@ -295,6 +298,23 @@ impl<'a, T: OperatorTimes> Cluster<'a, T> {
                 (Some(_), None) => {}
             }
         }
+    }
+
+    /// Whether every request that came is in one place (an inbox, a scheduler, on its way to a decode replica, done or
+    /// rejected) and every KV block is free or in use.
+    fn adds_up(&self) -> bool {
+        let mut num_requests = self.transfers.len() as u64;
+        for Member { replica, role, .. } in &self.replicas {
+            let counts = replica.counts();
+            num_requests += replica.num_outstanding() as u64 + counts.rejected;
+            // What a prefill replica is done with is on its way or further.
+            num_requests += if *role == Role::Prefill { 0 } else { counts.finished };
+            let kv_cache = replica.scheduler().state().kv_cache;
+            if kv_cache.num_free() + kv_cache.num_used() != kv_cache.num_blocks() {
+                return false;
+            }
+        }
+        num_requests == self.num_arrivals
     }
 
     /// The replica that does something first, and when.
@@ -356,7 +376,8 @@ impl<'a, T: OperatorTimes> Cluster<'a, T> {
         let Member { replica, role, pool, place, .. } = &mut self.replicas[number as usize];
         let (role, pool, place) = (*role, *pool, *place);
         if role == Role::Prefill {
-            replica.run_until(horizon, &mut PrefillRecorder(recorder))?;
+            let mut recorder = PrefillRecorder { recorder, whole: &self.in_prefill };
+            replica.run_until(horizon, &mut recorder)?;
         } else {
             replica.run_until(horizon, recorder)?;
         }
@@ -404,42 +425,49 @@ fn check_transfer(transfer: Option<KvTransfer>) -> Result<(), ClusterError> {
 }
 
 /// Keeps a prefill replica's steps and rejections; its requests are not done when they leave it.
-struct PrefillRecorder<'a, R>(&'a mut R);
+struct PrefillRecorder<'a, R> {
+    recorder: &'a mut R,
+    /// Its requests as they came, by index.
+    whole: &'a HashMap<u64, WorkloadRequest>,
+}
 
 impl<R: Recorder> Recorder for PrefillRecorder<'_, R> {
     fn wants_batches(&self) -> bool {
-        self.0.wants_batches()
+        self.recorder.wants_batches()
     }
 
     fn wants_timelines(&self) -> TimelineDetail {
-        self.0.wants_timelines()
+        self.recorder.wants_timelines()
     }
 
     fn arrival(&mut self, replica: u32, time: Nanos) {
-        self.0.arrival(replica, time);
+        self.recorder.arrival(replica, time);
     }
 
     fn state(&mut self, replica: u32, time: Nanos, state: &SchedulerState<'_>) {
-        self.0.state(replica, time, state);
+        self.recorder.state(replica, time, state);
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
-        self.0.step(record, step, requests);
+        self.recorder.step(record, step, requests);
     }
 
     fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos) {
-        self.0.step_end(replica, number, start, end);
+        self.recorder.step_end(replica, number, start, end);
     }
 
     fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
-        self.0.decode_step(replica, number, start, span, num_seqs);
+        self.recorder.decode_step(replica, number, start, span, num_seqs);
     }
 
     fn gaps(&mut self, _gap: Nanos, _count: u32) {}
 
-    fn request(&mut self, outcome: Outcome) {
+    fn request(&mut self, mut outcome: Outcome) {
         if outcome.rejection.is_some() {
-            self.0.request(outcome);
+            if let Some(whole) = self.whole.get(&outcome.index) {
+                outcome.request.clone_from(whole);
+            }
+            self.recorder.request(outcome);
         }
     }
 }

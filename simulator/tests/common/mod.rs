@@ -2,93 +2,14 @@
 
 #![allow(dead_code, reason = "each test needs some of them")]
 
-use std::collections::BTreeMap;
-
-use plumbline_bundles::{
-    Dispatch, DispatchCosts, EngineProfile, HostCost, PredictError, Prediction,
-    engine_profile::{ClientCosts, FittedOn, OperatorScales},
-};
-use plumbline_schema::{
-    Deployment, EngineMode, GpuSpec, Nanos, Operator, OperatorShape, Workload, WorkloadRequest,
-};
-use plumbline_simulator::{OperatorTimes, RooflineTimes};
+use plumbline_schema::{Deployment, EngineMode, Nanos, Workload, WorkloadRequest};
+use plumbline_simulator::SchedulerKind;
 use proptest::prelude::*;
 
-/// The data sheet's times, whole nanoseconds (so that doubling is exact), times `factor`.
-pub struct WholeTimes {
-    roofline: RooflineTimes,
-    factor: f64,
-}
+#[path = "../../../fuzz/src/lib.rs"]
+pub mod fuzz;
 
-impl OperatorTimes for WholeTimes {
-    fn predict(&self, operator: Operator, shape: &OperatorShape) -> Result<Prediction, PredictError> {
-        let prediction = self.roofline.predict(operator, shape)?;
-        let time_ns = prediction.time_ns.round() * self.factor;
-        Ok(Prediction { time_ns, low_ns: time_ns, high_ns: time_ns, ..prediction })
-    }
-}
-
-pub fn times(factor: f64) -> WholeTimes {
-    let gpu = GpuSpec::by_name("h100-sxm5-80gb").unwrap();
-    WholeTimes { roofline: RooflineTimes { gpu, overhead_ns: 2_000.0 }, factor }
-}
-
-/// A profile whose costs are whole nanoseconds, times `factor`.
-pub fn profile(factor: f64, residual_quantiles: &[f64]) -> EngineProfile {
-    let cost = |constant: f64, per_seq: f64, per_token: f64| HostCost {
-        constant_ns: constant * factor,
-        per_seq_ns: per_seq * factor,
-        per_token_ns: per_token * factor,
-    };
-    let costs = |constant| DispatchCosts {
-        host_pre: cost(constant, 11_000.0, 90.0),
-        host_post: cost(300_000.0, 7_000.0, 0.0),
-        launch_ns: 9_000.0 * factor,
-        launch_per_seq_ns: 0.0,
-        after_idle_ns: 2_000_000.0 * factor,
-        residual_quantiles: residual_quantiles.to_vec(),
-    };
-    EngineProfile {
-        name: "test".into(),
-        engine: "test 1".into(),
-        scheduler: "vllm-v1".into(),
-        dispatch: BTreeMap::from([
-            (Dispatch::Eager, costs(2_000_000.0)),
-            (Dispatch::PiecewiseGraph, costs(900_000.0)),
-            (Dispatch::FullGraph, costs(500_000.0)),
-        ]),
-        schedule: HostCost::default(),
-        client: ClientCosts {
-            admit_ns: 150_000.0 * factor,
-            admit_per_token_ns: 40.0 * factor,
-            between_steps: cost(60_000.0, 3_000.0, 0.0),
-        },
-        operator_scales: OperatorScales::default(),
-        idle_threshold_ns: 50_000_000.0 * factor,
-        host_factor: 1.0,
-        fitted_on: FittedOn::default(),
-    }
-}
-
-/// An eager engine with 19 usable blocks of 16 tokens.
-pub fn deployment() -> Deployment {
-    Deployment {
-        mode: EngineMode::Eager,
-        model: "qwen3-0.6b".into(),
-        max_num_batched_tokens: 200,
-        max_num_seqs: 8,
-        max_model_len: 400,
-        num_gpu_blocks: 20,
-        block_size: 16,
-        tensor_parallel_size: 1,
-        pipeline_parallel_size: 1,
-        enable_prefix_caching: false,
-        scheduling_policy: "fcfs".into(),
-        long_prefill_token_threshold: 0,
-        async_scheduling: false,
-        cudagraph_sizes: vec![],
-    }
-}
+pub use fuzz::engine::{deployment, modelled, profile, times};
 
 prop_compose! {
     /// Tight budgets, seats and blocks, so that chunks, queues, preemptions and rejections all happen.
@@ -128,4 +49,10 @@ pub fn workloads() -> impl Strategy<Value = Workload> {
         };
         Workload { requests: requests.into_iter().enumerate().map(of).collect() }
     })
+}
+
+/// A policy and a deployment that it serves.
+pub fn engines() -> impl Strategy<Value = (SchedulerKind, Deployment)> {
+    (prop::sample::select(SchedulerKind::ALL.to_vec()), deployments())
+        .prop_map(|(kind, deployment)| (kind, modelled(kind, &deployment)))
 }
