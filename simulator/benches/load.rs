@@ -3,13 +3,13 @@
 //!
 //! `cargo bench -p plumbline-simulator --bench load -- WORKLOAD.csv [SCHEDULER] [MODE]`, where MODE is
 //! - `rounds` (default): five rounds of both sources of step times;
-//! - `slope`: time against requests, and against replicas at a constant load each;
+//! - `slope`: CPU time against requests, and against replicas at a constant load each;
 //! - `million`: 1,000,000 requests over 1,000 replicas;
 //! - `start`: from the start of the process to the first request of a simulation;
 //! - `memory`: peak memory with summaries alone, at several numbers of requests;
 //! - `one TIMES SLOWER REPLICAS REQUESTS FILES`: one simulation, told as a line of JSON (the other modes and
-//!   `benches/peers` run it, each time as a process of its own). TIMES is `roofline` or `bundle`, SLOWER multiplies
-//!   every operator's time, REQUESTS may be `all`, FILES is `files` or `summaries`.
+//!   `benches/peers` run it, each time as a process of its own). TIMES is `roofline` or `bundle`, SLOWER
+//!   multiplies every operator's time, REQUESTS may be `all`, FILES is `files` or `summaries`.
 
 use std::{
     cell::RefCell,
@@ -188,7 +188,7 @@ fn simulate<T: OperatorTimes>(
         ..Deployment::defaults(&model, &gpu, EngineMode::Graph).expect("a deployment")
     };
     let scheduler: SchedulerKind = scheduler.parse().expect("a scheduler");
-    let before = Instant::now();
+    let (before, cpu_before) = (Instant::now(), cpu_ms());
     let step_time =
         RefCell::new(StepTimeModel::new(&model, times, &profile, &deployment).expect("step times"));
     let group = Group { step_time: &step_time, scheduler, num_replicas: case.replicas, role: Role::Whole };
@@ -207,7 +207,7 @@ fn simulate<T: OperatorTimes>(
     let reports = cluster.run(&mut source, &mut reporter).expect("a simulation");
     let simulated = before.elapsed();
     let (summaries, _) = reporter.finish().expect("files");
-    let wall = before.elapsed();
+    let (wall, cpu_after) = (before.elapsed(), cpu_ms());
     let sum = |count: fn(&_) -> u64| reports.iter().map(|report| count(&report.counts)).sum::<u64>();
     let (steps, step_seqs) = (sum(|counts| counts.steps), sum(|counts| counts.step_seqs));
     let median_ms = |name: &str| summaries[name].p50.map(|ns| ns / 1e6);
@@ -218,6 +218,7 @@ fn simulate<T: OperatorTimes>(
         "tokens": sum(|counts| counts.step_tokens),
         "preemptions": sum(|counts| counts.preemptions),
         "wall_ms": millis(wall),
+        "cpu_ms": cpu_after.zip(cpu_before).map(|(after, before)| after - before),
         "loop_ms": millis(simulated),
         "start_ms": source.first.map(|first| millis(first.duration_since(started))),
         "peak_mib": peak_mib(),
@@ -229,6 +230,12 @@ fn simulate<T: OperatorTimes>(
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+/// What this thread, which is the only one, has run for, where the system tells: other load is not in it.
+fn cpu_ms() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse::<f64>().ok().map(|ns| ns / 1e6)
 }
 
 /// Most memory this process ever held, where the system tells.
@@ -280,10 +287,10 @@ impl Load<'_> {
             for (axis, cases) in [("requests", requests), ("replicas", replicas)] {
                 let points = cases.map(|(replicas, requests)| {
                     let case = Case { times, replicas, requests: Some(requests), ..CASE };
-                    let wall = median((0..ROUNDS).map(|_| float(&self.run(case), "wall_ms")).collect());
+                    let time = median((0..ROUNDS).map(|_| float(&self.run(case), "cpu_ms")).collect());
                     let x = if axis == "requests" { requests as f64 } else { f64::from(replicas) };
-                    println!("{times}: {x} {axis}, median of {ROUNDS}: {wall:.1} ms");
-                    (x.ln(), wall.ln())
+                    println!("{times}: {x} {axis}, median of {ROUNDS}: {time:.1} ms of CPU time");
+                    (x.ln(), time.ln())
                 });
                 println!("{times}: slope of log time against log {axis}: {:.3}", slope(&points));
             }
@@ -312,14 +319,15 @@ impl Load<'_> {
 }
 
 fn tell(name: &str, result: &Value) {
-    let (steps, wall) = (float(result, "steps"), float(result, "wall_ms"));
+    let (steps, wall, cpu) = (float(result, "steps"), float(result, "wall_ms"), float(result, "cpu_ms"));
     println!(
-        "{name}: {} requests, {steps} steps, mean batch {:.1}, {wall:.1} ms ({:.1} ms without the files' end), \
-         {:.2} M steps/s, peak {:.1} MiB",
+        "{name}: {} requests, {steps} steps, mean batch {:.1}, {wall:.1} ms ({cpu:.1} ms of CPU time; {:.1} ms \
+         without the files' end), {:.2} M steps/s ({:.2} of CPU time), peak {:.1} MiB",
         result["requests"],
         float(result, "mean_batch"),
         float(result, "loop_ms"),
         steps / wall / 1e3,
+        steps / cpu / 1e3,
         float(result, "peak_mib"),
     );
 }

@@ -1,9 +1,10 @@
 //! Plumbline's simulator beside `inference-lab`'s library: one load, one run, interleaved rounds, ratios.
 //!
-//! From this folder: `cargo run --release -- WORKLOAD.csv [ROUNDS [SLOWER]]`. SLOWER multiplies Plumbline's operator times,
-//! so that batches are those of a slower GPU. The peer's step times are multiplied by what gives it as many steps as
-//! Plumbline's roofline makes. Each simulation is a process of its own; this program runs itself for the peer
-//! (`peer WORKLOAD.csv ALPHA KV_BLOCKS`) and Plumbline's bench `load` for the other side.
+//! From this folder: `cargo run --release -- WORKLOAD.csv [ROUNDS [SLOWER]]`. SLOWER multiplies Plumbline's operator
+//! times, so that batches are those of a slower GPU. The peer's step times, and the times of Plumbline's bundle, are
+//! multiplied by what gives them as many steps as Plumbline's roofline makes. Each simulation is a process of its
+//! own: of this program for the peer (`peer WORKLOAD.csv ALPHA KV_BLOCKS`), of Plumbline's bench `load` for the
+//! other side.
 
 mod peer;
 
@@ -15,6 +16,8 @@ use std::{
 use serde_json::Value;
 
 const SIDES: [&str; 3] = ["inference-lab", "plumbline roofline", "plumbline bundle"];
+/// Gives mean batches of 14 to 20 on the benchmark load.
+const SLOWER: &str = "2.7";
 const SCHEDULER: &str = "sarathi";
 
 fn main() {
@@ -24,8 +27,8 @@ fn main() {
         ["peer", workload, alpha, kv_blocks] => {
             println!("{}", peer::simulate(workload, number(alpha), number(kv_blocks)));
         }
-        [workload] => compare(workload, "5", "3"),
-        [workload, rounds] => compare(workload, rounds, "3"),
+        [workload] => compare(workload, "5", SLOWER),
+        [workload, rounds] => compare(workload, rounds, SLOWER),
         [workload, rounds, slower] => compare(workload, rounds, slower),
         _ => panic!("expected WORKLOAD.csv [ROUNDS [SLOWER]], found {args:?}"),
     }
@@ -39,16 +42,23 @@ fn compare(workload: &str, rounds: &str, slower: &str) {
     let workload = std::fs::canonicalize(workload).expect("a workload");
     let workload = workload.to_str().expect("a path in UTF-8");
     let load = build_load();
-    let ours = |times: &str| {
+    let ours = |times: &str, slower: f64| {
+        let slower = &slower.to_string();
         run(Command::new(&load).args([workload, SCHEDULER, "one", times, slower, "1", "all", "files"]))
     };
     let this = std::env::current_exe().expect("this program");
-    let first = ours("roofline");
+    let slower: f64 = number(slower);
+    let first = ours("roofline", slower);
+    let steps = float(&first, "steps");
     let kv_blocks = first["kv_blocks"].to_string();
     let theirs =
         |alpha: f64| run(Command::new(&this).args(["peer", workload, &alpha.to_string(), &kv_blocks]));
-    let alpha = match_steps(number(slower), float(&first, "steps"), theirs);
-    println!("peer's step times x {alpha:.4}, plumbline's operator times x {slower}, {kv_blocks} KV blocks");
+    let alpha = match_steps(slower, steps, theirs);
+    let bundle_slower = match_steps(slower, steps, |slower| ours("bundle", slower));
+    println!(
+        "peer's step times x {alpha:.3}; operator times x {slower} (roofline), x {bundle_slower:.3} (bundle); \
+         {kv_blocks} KV blocks"
+    );
     let rounds: usize = number(rounds);
     let mut results: [Vec<Value>; 3] = Default::default();
     for round in 0..rounds {
@@ -56,8 +66,8 @@ fn compare(workload: &str, rounds: &str, slower: &str) {
             let side = (round + turn) % SIDES.len();
             results[side].push(match side {
                 0 => theirs(alpha),
-                1 => ours("roofline"),
-                _ => ours("bundle"),
+                1 => ours("roofline", slower),
+                _ => ours("bundle", bundle_slower),
             });
         }
     }
@@ -90,17 +100,17 @@ fn run(command: &mut Command) -> Value {
     serde_json::from_slice(&output.stdout).expect("a line of JSON")
 }
 
-/// The factor of the peer's step times that gives it `steps` steps to 1 %: steps are about as 1 / factor.
-fn match_steps(start: f64, steps: f64, peer: impl Fn(f64) -> Value) -> f64 {
-    let mut alpha = start;
+/// The factor of its times that gives a side `steps` steps to 1 %: steps are about as 1 / factor.
+fn match_steps(start: f64, steps: f64, side: impl Fn(f64) -> Value) -> f64 {
+    let mut factor = start;
     for _ in 0..8 {
-        let ratio = float(&peer(alpha), "steps") / steps;
+        let ratio = float(&side(factor), "steps") / steps;
         if (ratio - 1.0).abs() < 0.01 {
             break;
         }
-        alpha *= ratio;
+        factor *= ratio;
     }
-    alpha
+    factor
 }
 
 fn report(results: &[Vec<Value>; 3]) {
@@ -119,9 +129,11 @@ fn report(results: &[Vec<Value>; 3]) {
             float(first, "e2e_p50_ms"),
         );
     }
-    let figures: [(&str, fn(&Value) -> f64); 4] = [
+    let figures: [(&str, fn(&Value) -> f64); 6] = [
         ("wall time, ms", |result| float(result, "wall_ms")),
-        ("time of a step, ns", |result| float(result, "wall_ms") / float(result, "steps") * 1e6),
+        ("CPU time, ms", |result| float(result, "cpu_ms")),
+        ("wall time of a step, ns", |result| float(result, "wall_ms") / float(result, "steps") * 1e6),
+        ("CPU time of a step, ns", |result| float(result, "cpu_ms") / float(result, "steps") * 1e6),
         ("peak memory, MiB", |result| float(result, "peak_mib")),
         ("start to first event, ms", |result| float(result, "start_ms")),
     ];

@@ -1,11 +1,11 @@
-//! The peer, driven as its library goes fastest: its engine alone, without its collector of metrics, progress, summary or
-//! prefix hashes, one request submitted ahead, and of each request three times kept.
+//! The peer, driven as its library goes fastest: its engine alone, without its collector of metrics, progress,
+//! summary or prefix hashes, one request submitted ahead, and of each request three times kept.
 
 use std::time::Instant;
 
 use inference_lab::{
     catalog,
-    config::{ClusterSpec, MemoryConfig, ParallelConfig, SchedulerConfig},
+    config::{ClusterSpec, MemoryConfig, ParallelConfig, SchedulerConfig, StepCostModel},
     request::Request,
     scheduler::SchedulingPolicy,
     simulation::{Engine, RequestTiming, StepKind, Topology},
@@ -18,7 +18,7 @@ const BLOCK_SIZE: u32 = 16;
 pub fn simulate(workload: &str, alpha: f64, kv_blocks: u64) -> Value {
     let started = Instant::now();
     let requests = read(workload);
-    let before = Instant::now();
+    let (before, cpu_before) = (Instant::now(), cpu_ms());
     let mut engine = Engine::new(topology(kv_blocks));
     engine.set_time_correction(alpha, 0.0);
     let mut arrivals = requests.iter().enumerate();
@@ -28,7 +28,7 @@ pub fn simulate(workload: &str, alpha: f64, kv_blocks: u64) -> Value {
         }
     };
     submit(&mut engine);
-    let (mut steps, mut step_seqs) = (0_u64, 0_u64);
+    let (mut steps, mut step_seqs, mut tokens) = (0_u64, 0_u64, 0_u64);
     let mut first = None;
     let mut done: Vec<Done> = Vec::with_capacity(requests.len());
     while engine.next_event_time().is_some() {
@@ -40,20 +40,21 @@ pub fn simulate(workload: &str, alpha: f64, kv_blocks: u64) -> Value {
         if let Some(iteration) = &outcome.iteration {
             steps += 1;
             step_seqs += iteration.batch_size as u64;
+            tokens += iteration.progress.iter().map(|progress| u64::from(progress.num_tokens)).sum::<u64>();
         }
         done.extend(outcome.completions.iter().map(Done::of));
     }
-    let wall = before.elapsed();
+    let (wall, cpu_after) = (before.elapsed(), cpu_ms());
     assert_eq!(done.len(), requests.len(), "requests that got all their tokens");
     assert!(done.iter().all(|done| !done.rejected), "requests were rejected");
     json!({
         "requests": done.len(),
         "steps": steps,
         "mean_batch": step_seqs as f64 / steps as f64,
-        // A request's last token is not computed on.
-        "tokens": requests.iter().map(|&(_, prompt, output)| u64::from(prompt + output - 1)).sum::<u64>(),
+        "tokens": tokens,
         "preemptions": engine.aggregate_preemptions(),
         "wall_ms": wall.as_secs_f64() * 1e3,
+        "cpu_ms": cpu_after.zip(cpu_before).map(|(after, before)| after - before),
         "start_ms": first.map(|first| (first - started).as_secs_f64() * 1e3),
         "peak_mib": peak_mib(),
         "ttft_p50_ms": median_ms(done.iter().map(|done| done.first_token - done.arrival).collect()),
@@ -88,7 +89,7 @@ fn topology(kv_blocks: u64) -> Topology {
         parallel: ParallelConfig { tp: 1, ep: 1, dp_attention: false },
         num_workers: 1,
         memory: MemoryConfig::default(),
-        step_cost: Default::default(),
+        step_cost: StepCostModel::default(),
     };
     let scheduler = SchedulerConfig {
         max_num_batched_tokens: 512,
@@ -135,6 +136,12 @@ fn read(workload: &str) -> Vec<(f64, u32, u32)> {
 fn median_ms(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]) * 1e3
+}
+
+/// What this thread, which is the only one, has run for, where the system tells: other load is not in it.
+fn cpu_ms() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse::<f64>().ok().map(|ns| ns / 1e6)
 }
 
 /// Most memory this process ever held, where the system tells.
