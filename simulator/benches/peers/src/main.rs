@@ -113,6 +113,9 @@ fn match_steps(start: f64, steps: f64, side: impl Fn(f64) -> Value) -> f64 {
     factor
 }
 
+/// A figure of one simulation.
+type Figure = fn(&Value) -> f64;
+
 fn report(results: &[Vec<Value>; 3]) {
     println!(
         "\n| | steps | mean batch | tokens computed | preemptions | TTFT p50 | E2E p50 |\n|---|---|---|---|---|---|---|"
@@ -129,7 +132,7 @@ fn report(results: &[Vec<Value>; 3]) {
             float(first, "e2e_p50_ms"),
         );
     }
-    let figures: [(&str, fn(&Value) -> f64); 6] = [
+    let figures: [(&str, Figure); 6] = [
         ("wall time, ms", |result| float(result, "wall_ms")),
         ("CPU time, ms", |result| float(result, "cpu_ms")),
         ("wall time of a step, ns", |result| float(result, "wall_ms") / float(result, "steps") * 1e6),
