@@ -7,14 +7,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
-    fmt::Write as _,
     io::{self, Write},
     path::Path,
 };
 
 use flate2::{Compression as Gzip, write::GzEncoder};
 use plumbline_schema::{
-    InputError, Nanos,
+    BatchShape, InputError, Nanos,
     files::{Compression, OutputFile},
 };
 
@@ -298,6 +297,22 @@ impl TraceRecorder {
         }
     }
 
+    /// Notes whose blocks a step that begins has taken, and who is back in it.
+    fn follow_preempted(&mut self, start: Nanos, step: &ScheduledStep, requests: &RequestIds<'_>) {
+        for &id in &step.preempted {
+            self.preempted.entry(requests.of(id)).or_default().push((start, None));
+        }
+        if self.preempted.is_empty() {
+            return;
+        }
+        for s in &step.sequences {
+            let last = self.preempted.get_mut(&requests.of(s.id)).and_then(|spans| spans.last_mut());
+            if let Some((_, until @ None)) = last {
+                *until = Some(start);
+            }
+        }
+    }
+
     fn async_slice(
         &mut self,
         outcome: &Outcome,
@@ -337,7 +352,7 @@ impl TraceRecorder {
             for (name, phase) in phases.iter().filter(|(_, phase)| phase.start < phase.end) {
                 trace.async_slice(outcome, name, *phase, "", &mut |trace| {
                     for &(from, to) in preempted {
-                        // Loses of blocks while a step in flight still computes a token count from that token on.
+                        // Blocks lost while a step in flight still computes a token are missed from that token on.
                         let start = from.max(phase.start);
                         let end = to.unwrap_or(last_token).min(phase.end);
                         if start < end {
@@ -348,6 +363,28 @@ impl TraceRecorder {
             }
         });
     }
+}
+
+/// What is told of a step beside its times.
+fn step_args(record: &StepRecord<'_>, step: &ScheduledStep, shape: &BatchShape) -> String {
+    let of_time = record.timeline.map_or_else(String::new, |timeline| {
+        format!(
+            ",\"padded_tokens\":{},\"gpu_ns\":{},\"residual\":{}",
+            timeline.num_padded_tokens,
+            timeline.gpu_time().0,
+            timeline.residual
+        )
+    });
+    format!(
+        "\"step\":{},\"batch_size\":{},\"prefill_tokens\":{},\"decode_tokens\":{},\"kv_blocks\":{},\
+         \"preempted\":{}{of_time}",
+        record.number,
+        shape.num_seqs,
+        shape.attention.num_prefill_tokens,
+        shape.attention.num_decode_seqs,
+        record.state.kv_cache.num_used(),
+        step.preempted.len()
+    )
 }
 
 impl Recorder for TraceRecorder {
@@ -371,47 +408,20 @@ impl Recorder for TraceRecorder {
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
-        let StepRecord { replica, number, start, state, timeline, .. } = record;
-        for &id in &step.preempted {
-            self.preempted.entry(requests.of(id)).or_default().push((*start, None));
-        }
-        if !self.preempted.is_empty() {
-            for s in &step.sequences {
-                let last = self.preempted.get_mut(&requests.of(s.id)).and_then(|spans| spans.last_mut());
-                if let Some((_, until @ None)) = last {
-                    *until = Some(*start);
-                }
-            }
-        }
+        let StepRecord { replica, start, state, timeline, .. } = record;
+        self.follow_preempted(*start, step, requests);
         if !(self.window.start..self.window.end).contains(start) {
             self.replica(*replica).in_flight.push_back(None);
             return;
         }
-        let shape = step.shape();
         let lane = self.take_lane(*replica);
-        let mut args = format!(
-            "\"step\":{number},\"batch_size\":{},\"prefill_tokens\":{},\"decode_tokens\":{},\"kv_blocks\":{},\
-             \"preempted\":{}",
-            shape.num_seqs,
-            shape.attention.num_prefill_tokens,
-            shape.attention.num_decode_seqs,
-            state.kv_cache.num_used(),
-            step.preempted.len()
-        );
         let (mut name, mut host_post) = ("step", Nanos::ZERO);
         if let Some(timeline) = timeline {
-            name = timeline.dispatch.name();
-            host_post = timeline.host_post;
-            // Writing to a string does not fail.
-            let _ = write!(
-                args,
-                ",\"padded_tokens\":{},\"gpu_ns\":{},\"residual\":{}",
-                timeline.num_padded_tokens,
-                timeline.gpu_time().0,
-                timeline.residual
-            );
+            (name, host_post) = (timeline.dispatch.name(), timeline.host_post);
             self.launched(*replica, timeline);
         }
+        let shape = step.shape();
+        let args = step_args(record, step, &shape);
         self.replica(*replica).in_flight.push_back(Some(InFlight { lane, name, host_post, args }));
         self.counters(*replica, *start, state, shape.num_tokens);
     }
