@@ -127,7 +127,10 @@ fn check_rejections(case: &Case, ran: &Ran) {
         let is_too_large = num_tokens - 1 > capacity;
         match outcome.rejection {
             None => {
-                assert!(!is_too_long && !is_too_large && !is_prefill, "served what does not fit: {outcome:?}");
+                assert!(
+                    !is_too_long && !is_too_large && !is_prefill,
+                    "served what does not fit: {outcome:?}"
+                );
             }
             Some(Rejection::LongerThanModelLen { .. }) => assert!(is_too_long),
             Some(Rejection::NoTransfer) => assert!(*role == Role::Decode),

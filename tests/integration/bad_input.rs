@@ -222,8 +222,8 @@ fn configs_deployments_engines_and_workloads_leave_no_run_behind() {
         ("[1, 2, 4", "[9, 2, 4", "key `cudagraph_sizes`: expected ascending sizes from 1, found [9, 2"),
         (
             "\"max_num_seqs\": 16",
-            "\"enable_prefix_caching\": true, \"max_num_seqs\": 16",
-            "`enable_prefix_caching = true`",
+            "\"scheduling_policy\": \"lottery\", \"max_num_seqs\": 16",
+            "`scheduling_policy = lottery`",
         ),
         (
             "\"max_num_seqs\": 16",

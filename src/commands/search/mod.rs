@@ -18,7 +18,7 @@ use self::report::RateReport;
 use super::simulate::ResidualsArg;
 use crate::{engines::EngineArgs, exit::Exit, failure::Failure, output::Output};
 
-/// Find the highest request rate within latency limits, of one deployment or of each of a grid
+/// Find the highest request rate within latency limits, of a deployment or a grid
 ///
 /// Rates are doubled or halved until one meets all limits and one does not, then the interval between them is halved
 /// until it is within the tolerance; both ends are simulated. A rate at which requests are rejected, or at which the

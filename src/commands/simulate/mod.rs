@@ -11,7 +11,7 @@ use std::{
 use clap::ValueEnum;
 use plumbline_bundles::{EngineProfile, bundle::sha256_hex};
 use plumbline_schema::{
-    HostFactorBasis, HostFactorUsed, HostInfo, Nanos, Run, RunInfo, RunKind, Workload,
+    HostFactorBasis, HostFactorUsed, HostInfo, InputError, Nanos, Run, RunInfo, RunKind, Workload,
     files::{read_text, write_json},
 };
 use plumbline_simulator::{
@@ -38,7 +38,7 @@ use crate::{
     output::Output,
 };
 
-/// Simulate an engine that serves a workload on the machine of a bundle, or a cluster of such engines
+/// Simulate one engine or a cluster that serves a workload, on the machine of a bundle
 ///
 /// Writes a run folder with the same files as a real run's. The same inputs and seed give the same bytes.
 #[derive(Debug, clap::Args)]
@@ -156,8 +156,16 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         backend: scenario.info.engine.clone(),
         is_cluster: scenario.num_replicas() > 1,
     };
-    let reporter = Reporter::new(&args.out, output_options)?;
-    let (run, summaries, rejections) = scenario.watched(args, reporter)?;
+    let is_new = !args.out.exists();
+    let simulated = Reporter::new(&args.out, output_options)
+        .map_err(Failure::from)
+        .and_then(|r| scenario.watched(args, r));
+    if simulated.is_err() && is_new {
+        // Gone unless something lies in it.
+        let _ = std::fs::remove_dir(&args.out);
+    }
+    let (run, summaries, rejections) = simulated?;
+    remove_stale(args)?;
     let edges = if args.intervals {
         let at = |edge| {
             let of = |times| EdgeTimes::new(times, edge);
@@ -176,6 +184,21 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     output.print(&report, || report.text())?;
     output.note(format!("wrote {}", args.out.display()));
     Ok(Exit::Fine)
+}
+
+/// Files of an earlier simulation into the same folder that this one does not write.
+fn remove_stale(args: &Args) -> Result<(), Failure> {
+    for (detail, name) in [
+        (DetailArg::Requests, "request_metrics.csv"),
+        (DetailArg::Tokens, "token_metrics.csv"),
+        (DetailArg::Steps, "step_metrics.csv"),
+    ] {
+        let path = args.out.join(name);
+        if args.detail < detail && path.exists() {
+            std::fs::remove_file(&path).map_err(|source| InputError::io(&path, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// Everything that decides a simulation.
