@@ -138,7 +138,7 @@ fn median_ms(mut seconds: Vec<f64>) -> f64 {
     f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]) * 1e3
 }
 
-/// What this thread, which is the only one, has run for, where the system tells: other load is not in it.
+/// What this thread, the only one, has run for, to a few ms, where the system tells: other load is not in it.
 fn cpu_ms() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/self/schedstat").ok()?;
     text.split_whitespace().next()?.parse::<f64>().ok().map(|ns| ns / 1e6)
