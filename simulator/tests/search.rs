@@ -11,8 +11,8 @@ use plumbline_simulator::{
     cluster::{Engines, Role, RouterKind, Routing, simulate_cluster},
     output::Reporter,
     search::{
-        Bracket, BracketOptions, Found, Grid, Journal, Kind, Latency, Limit, Load, NotBracketed, Probe,
-        Prober, Row, Scenario, highest_rate, sweep,
+        Bracket, BracketOptions, Found, Grid, Journal, Kind, Latency, Limit, Load, NotBracketed, Probe, Row,
+        Scenario, highest_rate, sweep,
     },
 };
 

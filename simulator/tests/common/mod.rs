@@ -1,6 +1,6 @@
 //! Engines, deployments and workloads of the tests.
 
-#![allow(dead_code, reason = "each test needs some of them")]
+#![allow(dead_code, unused_imports, reason = "each test needs some of them")]
 
 use plumbline_schema::{Deployment, EngineMode, Nanos, Workload, WorkloadRequest};
 use plumbline_simulator::SchedulerKind;
