@@ -52,6 +52,8 @@ pub struct ClusterRun {
     pub coverage: Coverage,
     /// Counts of all replicas.
     pub counts: SimulationCounts,
+    /// Output tokens that clients got: a prefill replica's token is computed again by a decode replica.
+    pub output_tokens: u64,
     /// When the last replica stood still.
     pub end: Nanos,
 }
@@ -88,7 +90,9 @@ pub fn simulate_cluster<T: OperatorTimes, S: RequestSource, R: Recorder>(
         .collect();
     let end = replicas.iter().map(|replica| replica.end).max().unwrap_or_default();
     let (counts, coverage) = totals(&replicas, &groups);
-    Ok(ClusterRun { replicas, usage, coverage, counts, end })
+    let gives_out = |replica: &&ReplicaReport| groups[replica.group].role != Role::Prefill;
+    let output_tokens = replicas.iter().filter(gives_out).map(|replica| replica.counts.output_tokens).sum();
+    Ok(ClusterRun { replicas, usage, coverage, counts, output_tokens, end })
 }
 
 /// Counts and coverage over all replicas; a request that went through prefill and decode is one.

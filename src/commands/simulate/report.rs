@@ -125,7 +125,6 @@ impl<'a> Report<'a> {
         };
         let rejected = rejections.iter();
         let uses = gpus.iter().zip(&run.usage).map(|(gpu, usage)| GpuUse::new(gpu, usage, run.end));
-        let output_tokens: u64 = run.replicas.iter().map(|replica| replica.counts.output_tokens).sum();
         let seconds = run.end.0 as f64 / 1e9;
         Self {
             out,
@@ -137,7 +136,7 @@ impl<'a> Report<'a> {
                 .map(|(id, reason)| Rejected { request_id: *id, reason: reason.to_string() })
                 .collect(),
             end_ns: run.end,
-            output_tokens_per_s: if seconds > 0.0 { output_tokens as f64 / seconds } else { 0.0 },
+            output_tokens_per_s: if seconds > 0.0 { run.output_tokens as f64 / seconds } else { 0.0 },
             gpus: uses.collect(),
             replicas: run.replica_summaries(),
             host: info.host.as_ref(),
