@@ -20,6 +20,7 @@ use crate::{
 ///
 /// Lengths are LENGTHS = N, uniform:MIN:MAX, zipf:MIN:MAX:EXPONENT or lognormal:MEDIAN:SIGMA[:MAX], in tokens. A TRACE is
 /// FORMAT:PATH with one of the formats of `plumb workload import`. The same options and seed give the same bytes.
+#[allow(rustdoc::broken_intra_doc_links, reason = "brackets of the help text")]
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("arrival").args(["at_once", "interval_s", "poisson", "gamma", "arrivals", "spec"]).required(true))]
 pub struct Args {
