@@ -22,9 +22,10 @@ use std::collections::VecDeque;
 use plumbline_schema::{Deployment, WorkloadRequest};
 
 use super::{
-    Rejection, ScheduledStep, Scheduler, SchedulerError, SchedulerKind, SchedulerState, Steady, pool::Pool,
+    Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady,
+    pool::{Pool, PoolPolicy},
 };
-use crate::sequence::{Sequence, SequenceId};
+use crate::sequence::SequenceId;
 
 /// Requests that run together until all are done.
 #[derive(Clone, Debug, Default)]
@@ -84,14 +85,20 @@ impl FasterTransformer {
     }
 }
 
-impl Scheduler for FasterTransformer {
-    fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection> {
-        self.pool.check_reserved(request)?;
-        Ok(self.pool.enqueue(request))
+impl PoolPolicy for FasterTransformer {
+    fn pool(&self) -> &Pool {
+        &self.pool
     }
 
-    fn schedule(&mut self, step: &mut ScheduledStep) {
-        step.clear();
+    fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    fn check(&self, request: &WorkloadRequest) -> Result<(), Rejection> {
+        self.pool.check_reserved(request)
+    }
+
+    fn form(&mut self, step: &mut ScheduledStep) {
         let Some(batch) = self.at_rest.pop_front().or_else(|| self.form_batch()) else { return };
         for &id in &batch.unfinished {
             let num_tokens = self.pool.sequences[id].num_uncomputed_tokens();
@@ -100,7 +107,7 @@ impl Scheduler for FasterTransformer {
         self.in_flight.push_back(batch);
     }
 
-    fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
+    fn account(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
         finished.clear();
         let Some(mut batch) = self.in_flight.pop_front() else { return };
         for scheduled in &step.sequences {
@@ -125,27 +132,11 @@ impl Scheduler for FasterTransformer {
         }
     }
 
-    fn steady(&self) -> Option<Steady> {
+    fn promise(&self) -> Option<Steady> {
         if self.at_rest.len() != 1 || !self.in_flight.is_empty() {
             return None;
         }
         self.pool.steady_reserved(true)
-    }
-
-    fn advance(&mut self, num_steps: u32) {
-        self.pool.advance(num_steps);
-    }
-
-    fn running(&self) -> &[SequenceId] {
-        &self.pool.running
-    }
-
-    fn sequence(&self, id: SequenceId) -> &Sequence {
-        &self.pool.sequences[id]
-    }
-
-    fn state(&self) -> SchedulerState<'_> {
-        self.pool.state()
     }
 }
 

@@ -20,9 +20,9 @@
 use plumbline_schema::{Deployment, WorkloadRequest};
 
 use super::{
-    Rejection, ScheduledStep, Scheduler, SchedulerError, SchedulerKind, SchedulerState, Steady, pool::Pool,
+    Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady,
+    pool::{Pool, PoolPolicy},
 };
-use crate::sequence::{Sequence, SequenceId};
 
 /// Orca's scheduler.
 #[derive(Clone, Debug)]
@@ -42,14 +42,20 @@ impl Orca {
     }
 }
 
-impl Scheduler for Orca {
-    fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection> {
-        self.pool.check_reserved(request)?;
-        Ok(self.pool.enqueue(request))
+impl PoolPolicy for Orca {
+    fn pool(&self) -> &Pool {
+        &self.pool
     }
 
-    fn schedule(&mut self, step: &mut ScheduledStep) {
-        step.clear();
+    fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    fn check(&self, request: &WorkloadRequest) -> Result<(), Rejection> {
+        self.pool.check_reserved(request)
+    }
+
+    fn form(&mut self, step: &mut ScheduledStep) {
         let pool = &mut self.pool;
         for position in 0..pool.running.len() {
             if step.sequences.len() == pool.max_num_seqs {
@@ -66,32 +72,12 @@ impl Scheduler for Orca {
         }
     }
 
-    fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
-        self.pool.complete(step, finished);
-    }
-
-    fn steady(&self) -> Option<Steady> {
+    fn promise(&self) -> Option<Steady> {
         let (num_running, max_num_seqs) = (self.pool.running.len(), self.pool.max_num_seqs);
         if num_running > max_num_seqs {
             return None;
         }
         self.pool.steady_reserved(num_running == max_num_seqs)
-    }
-
-    fn advance(&mut self, num_steps: u32) {
-        self.pool.advance(num_steps);
-    }
-
-    fn running(&self) -> &[SequenceId] {
-        &self.pool.running
-    }
-
-    fn sequence(&self, id: SequenceId) -> &Sequence {
-        &self.pool.sequences[id]
-    }
-
-    fn state(&self) -> SchedulerState<'_> {
-        self.pool.state()
     }
 }
 

@@ -11,7 +11,8 @@ use std::collections::VecDeque;
 use plumbline_schema::{Deployment, WorkloadRequest};
 
 use super::{
-    Rejection, ScheduledSequence, ScheduledStep, SchedulerError, SchedulerKind, SchedulerState, Steady,
+    Rejection, ScheduledSequence, ScheduledStep, Scheduler, SchedulerError, SchedulerKind, SchedulerState,
+    Steady,
     common::{
         advance_decodes, check_cache, check_deployment, check_model_len, complete_step, steady_decodes,
         steady_decodes_at_most,
@@ -19,8 +20,68 @@ use super::{
 };
 use crate::{
     kv_cache::KvCache,
-    sequence::{SequenceId, Sequences},
+    sequence::{Sequence, SequenceId, Sequences},
 };
+
+/// A policy over a [`Pool`]: what it decides itself, the pool doing the rest of a [`Scheduler`].
+pub trait PoolPolicy: Send {
+    /// Its sequences and blocks.
+    fn pool(&self) -> &Pool;
+
+    /// The same, to change.
+    fn pool_mut(&mut self) -> &mut Pool;
+
+    /// Refuses a request that it could never serve.
+    fn check(&self, request: &WorkloadRequest) -> Result<(), Rejection>;
+
+    /// Forms the next step into `step`, which is empty.
+    fn form(&mut self, step: &mut ScheduledStep);
+
+    /// See [`Scheduler::complete`].
+    fn account(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
+        self.pool_mut().complete(step, finished);
+    }
+
+    /// See [`Scheduler::steady`].
+    fn promise(&self) -> Option<Steady>;
+}
+
+impl<P: PoolPolicy> Scheduler for P {
+    fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection> {
+        self.check(request)?;
+        Ok(self.pool_mut().enqueue(request))
+    }
+
+    fn schedule(&mut self, step: &mut ScheduledStep) {
+        step.clear();
+        self.form(step);
+        self.pool_mut().close(step);
+    }
+
+    fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
+        self.account(step, finished);
+    }
+
+    fn steady(&self) -> Option<Steady> {
+        self.promise()
+    }
+
+    fn advance(&mut self, num_steps: u32) {
+        self.pool_mut().advance(num_steps);
+    }
+
+    fn running(&self) -> &[SequenceId] {
+        &self.pool().running
+    }
+
+    fn sequence(&self, id: SequenceId) -> &Sequence {
+        &self.pool().sequences[id]
+    }
+
+    fn state(&self) -> SchedulerState<'_> {
+        self.pool().state()
+    }
+}
 
 /// Of all blocks, those that a sequence let in leaves free, in hundredths.
 ///
@@ -30,7 +91,7 @@ const WATERMARK_PERCENT: u64 = 1;
 
 /// Sequences and blocks, and the deployment's limits.
 #[derive(Clone, Debug)]
-pub(super) struct Pool {
+pub struct Pool {
     pub max_num_batched_tokens: u32,
     pub max_num_seqs: usize,
     pub max_model_len: u32,
@@ -221,12 +282,12 @@ impl Pool {
         step.sequences.push(ScheduledSequence { id, num_tokens, context_len, is_decode, samples });
     }
 
-    /// See [`Scheduler::complete`](super::Scheduler::complete).
+    /// See [`Scheduler::complete`].
     pub fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
         complete_step(step, &mut self.running, &mut self.sequences, &mut self.kv_cache, finished);
     }
 
-    /// See [`Scheduler::steady`](super::Scheduler::steady), of a policy by pages whose step has a token of each at
+    /// See [`Scheduler::steady`], of a policy by pages whose step has a token of each at
     /// rest, and whose seats are those of all that run.
     pub fn steady_paged(&self) -> Option<Steady> {
         let has_seat = self.running.len() < self.max_num_seqs;
@@ -241,7 +302,7 @@ impl Pool {
         steady_decodes(&self.running, &self.sequences, &self.kv_cache)
     }
 
-    /// See [`Scheduler::steady`](super::Scheduler::steady), of a policy that reserves, has one batch of all that run,
+    /// See [`Scheduler::steady`], of a policy that reserves, has one batch of all that run,
     /// and lets none into it where `is_full`.
     pub fn steady_reserved(&self, is_full: bool) -> Option<Steady> {
         // Beside a full batch in flight there may be another.
@@ -252,7 +313,7 @@ impl Pool {
         steady_decodes_at_most(u32::MAX, &self.running, &self.sequences)
     }
 
-    /// See [`Scheduler::advance`](super::Scheduler::advance).
+    /// See [`Scheduler::advance`].
     pub fn advance(&mut self, num_steps: u32) {
         for &id in &self.running {
             // After a preemption the last chunk may be of one token, as a decode is.
@@ -261,7 +322,7 @@ impl Pool {
         advance_decodes(&self.running, &mut self.sequences, &mut self.kv_cache, num_steps);
     }
 
-    /// See [`Scheduler::state`](super::Scheduler::state).
+    /// See [`Scheduler::state`].
     pub fn state(&self) -> SchedulerState<'_> {
         SchedulerState {
             num_waiting: self.waiting.len(),

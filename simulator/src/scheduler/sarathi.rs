@@ -31,9 +31,10 @@
 use plumbline_schema::{Deployment, WorkloadRequest};
 
 use super::{
-    Rejection, ScheduledStep, Scheduler, SchedulerError, SchedulerKind, SchedulerState, Steady, pool::Pool,
+    Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady,
+    pool::{Pool, PoolPolicy},
 };
-use crate::sequence::{Sequence, SequenceId};
+use crate::sequence::SequenceId;
 
 /// Sarathi-Serve's scheduler.
 #[derive(Clone, Debug)]
@@ -117,14 +118,20 @@ impl Sarathi {
     }
 }
 
-impl Scheduler for Sarathi {
-    fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection> {
-        self.pool.check_paged(request)?;
-        Ok(self.pool.enqueue(request))
+impl PoolPolicy for Sarathi {
+    fn pool(&self) -> &Pool {
+        &self.pool
     }
 
-    fn schedule(&mut self, step: &mut ScheduledStep) {
-        step.clear();
+    fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    fn check(&self, request: &WorkloadRequest) -> Result<(), Rejection> {
+        self.pool.check_paged(request).map(|_| ())
+    }
+
+    fn form(&mut self, step: &mut ScheduledStep) {
         let mut budget = self.pool.max_num_batched_tokens;
         self.schedule_decodes(step, &mut budget);
         self.schedule_prefills(step, &mut budget);
@@ -132,38 +139,20 @@ impl Scheduler for Sarathi {
         if step.preempted.is_empty() || step.is_empty() {
             self.schedule_waiting(step, &mut budget);
         }
-        self.pool.close(step);
     }
 
-    fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
-        self.pool.complete(step, finished);
-    }
-
-    fn steady(&self) -> Option<Steady> {
+    fn promise(&self) -> Option<Steady> {
         self.pool.steady_paged()
-    }
-
-    fn advance(&mut self, num_steps: u32) {
-        self.pool.advance(num_steps);
-    }
-
-    fn running(&self) -> &[SequenceId] {
-        &self.pool.running
-    }
-
-    fn sequence(&self, id: SequenceId) -> &Sequence {
-        &self.pool.sequences[id]
-    }
-
-    fn state(&self) -> SchedulerState<'_> {
-        self.pool.state()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::laws::{deployment, rejection, request, steps};
+    use crate::scheduler::{
+        Scheduler,
+        laws::{deployment, rejection, request, steps},
+    };
 
     fn sarathi(deployment: &Deployment, requests: &[(u32, u32)]) -> Vec<String> {
         steps(SchedulerKind::Sarathi, deployment, requests)

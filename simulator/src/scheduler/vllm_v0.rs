@@ -26,9 +26,9 @@
 use plumbline_schema::{Deployment, WorkloadRequest};
 
 use super::{
-    Rejection, ScheduledStep, Scheduler, SchedulerError, SchedulerKind, SchedulerState, Steady, pool::Pool,
+    Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady,
+    pool::{Pool, PoolPolicy},
 };
-use crate::sequence::{Sequence, SequenceId};
 
 /// vLLM's V0 scheduler, first come first served.
 #[derive(Clone, Debug)]
@@ -83,18 +83,25 @@ impl VllmV0 {
     }
 }
 
-impl Scheduler for VllmV0 {
-    fn add(&mut self, request: &WorkloadRequest) -> Result<SequenceId, Rejection> {
+impl PoolPolicy for VllmV0 {
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    fn check(&self, request: &WorkloadRequest) -> Result<(), Rejection> {
         let num_tokens = self.pool.check_paged(request)?;
         let max_num_batched_tokens = self.pool.max_num_batched_tokens;
         if num_tokens > max_num_batched_tokens {
             return Err(Rejection::LongerThanBudget { num_tokens, max_num_batched_tokens });
         }
-        Ok(self.pool.enqueue(request))
+        Ok(())
     }
 
-    fn schedule(&mut self, step: &mut ScheduledStep) {
-        step.clear();
+    fn form(&mut self, step: &mut ScheduledStep) {
         self.schedule_prefills(step);
         if step.is_empty() {
             self.schedule_decodes(step);
@@ -103,31 +110,10 @@ impl Scheduler for VllmV0 {
         if step.is_empty() && !step.preempted.is_empty() {
             self.schedule_prefills(step);
         }
-        self.pool.close(step);
     }
 
-    fn complete(&mut self, step: &ScheduledStep, finished: &mut Vec<SequenceId>) {
-        self.pool.complete(step, finished);
-    }
-
-    fn steady(&self) -> Option<Steady> {
+    fn promise(&self) -> Option<Steady> {
         self.pool.steady_paged()
-    }
-
-    fn advance(&mut self, num_steps: u32) {
-        self.pool.advance(num_steps);
-    }
-
-    fn running(&self) -> &[SequenceId] {
-        &self.pool.running
-    }
-
-    fn sequence(&self, id: SequenceId) -> &Sequence {
-        &self.pool.sequences[id]
-    }
-
-    fn state(&self) -> SchedulerState<'_> {
-        self.pool.state()
     }
 }
 

@@ -2,39 +2,11 @@
 
 use std::sync::Arc;
 
-use plumbline_schema::{EngineMode, Nanos, PromptContent};
+use plumbline_schema::{Nanos, PromptContent};
 
 use super::*;
-
-pub(super) fn deployment() -> Deployment {
-    Deployment {
-        mode: EngineMode::Eager,
-        model: "qwen3-0.6b".into(),
-        max_num_batched_tokens: 32,
-        max_num_seqs: 4,
-        max_model_len: 128,
-        num_gpu_blocks: 101,
-        block_size: 4,
-        tensor_parallel_size: 1,
-        pipeline_parallel_size: 1,
-        enable_prefix_caching: false,
-        scheduling_policy: "fcfs".into(),
-        long_prefill_token_threshold: 0,
-        async_scheduling: false,
-        cudagraph_sizes: vec![],
-    }
-}
-
-fn request(num_prefill_tokens: u32, num_decode_tokens: u32) -> WorkloadRequest {
-    WorkloadRequest::new(0, Nanos(0), num_prefill_tokens, num_decode_tokens)
-}
-
-/// A step as `chunks|decodes|preempted`.
-fn line(step: &ScheduledStep) -> String {
-    let batch = step.batch();
-    let preempted: Vec<_> = step.preempted.iter().map(|id| id.0.to_string()).collect();
-    format!("{}|{}|{}", batch.format_prefill_chunks(), batch.format_decode_contexts(), preempted.join(";"))
-}
+pub(super) use crate::scheduler::laws::deployment;
+use crate::scheduler::laws::{line, request};
 
 /// Forms the next step and completes it.
 fn next(scheduler: &mut VllmV1) -> String {
