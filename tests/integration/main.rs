@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bundle_diff;
+mod clusters;
 mod efficiency;
 mod fixture;
 mod help;

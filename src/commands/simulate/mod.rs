@@ -11,8 +11,8 @@ use std::{
 use clap::ValueEnum;
 use plumbline_bundles::{EngineProfile, bundle::sha256_hex};
 use plumbline_schema::{
-    HostFactorBasis, HostFactorUsed, HostInfo, InputError, Nanos, Run, RunInfo, RunKind, Workload,
-    files::{read_text, write_json},
+    HostFactorBasis, HostFactorUsed, HostInfo, InputError, Nanos, RunInfo, RunKind, Workload,
+    files::{read_json, read_text, write_json},
 };
 use plumbline_simulator::{
     BundleTimes, RequestSource, Residuals, SimulateOptions, WorkloadSource,
@@ -391,12 +391,16 @@ fn check_out(out: &Path) -> Result<(), Failure> {
     if !out.is_dir() {
         return Ok(());
     }
-    if out.join("run.json").exists() || out.join("request_metrics.csv").exists() {
-        return match Run::read(out) {
-            Ok(run) if run.info.kind == RunKind::Simulated => Ok(()),
+    let run_json = out.join("run.json");
+    if run_json.exists() {
+        return match read_json::<RunInfo>(&run_json, "a run.json") {
+            Ok(info) if info.kind == RunKind::Simulated => Ok(()),
             Ok(_) => occupied("a real run"),
             Err(_) => occupied("files that are no simulated run"),
         };
+    }
+    if out.join("request_metrics.csv").exists() {
+        return occupied("a real run");
     }
     match std::fs::read_dir(out).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
