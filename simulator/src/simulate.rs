@@ -1,9 +1,7 @@
 //! One simulated run: a workload served by a modelled engine.
 
 use plumbline_bundles::{Dispatch, EngineProfile};
-use plumbline_schema::{
-    Deployment, HostFactorUsed, HostInfo, ModelSpec, Nanos, Run, RunInfo, RunKind, Workload,
-};
+use plumbline_schema::{Deployment, ModelSpec, Nanos, Run, RunInfo, RunKind, Workload};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -31,10 +29,6 @@ pub struct SimulateOptions {
     pub workload_digest: Option<String>,
     /// SHA-256 of the bundle's manifest, hex, for the run's `run.json`.
     pub bundle_digest: Option<String>,
-    /// The host that was asked for, for the run's `run.json`; it changes no time, the profile's factor does.
-    pub host: Option<HostInfo>,
-    /// Which host factor the profile was given and why, for the run's `run.json`.
-    pub host_factor: Option<HostFactorUsed>,
 }
 
 /// What a simulation counted.
@@ -225,8 +219,8 @@ fn report<T: OperatorTimes>(
             workload_digest: options.workload_digest.clone(),
             bundle_digest: options.bundle_digest.clone(),
             seed: Some(options.seed),
-            host: options.host.clone(),
-            host_factor: options.host_factor.clone(),
+            host: None,
+            host_factor: None,
         },
         requests: requests.iter().map(|outcome| request_row(outcome, &profile.name)).collect(),
         tokens: requests.iter().flat_map(|outcome| token_rows(outcome, &log.step_ends)).collect(),

@@ -224,7 +224,6 @@ fn judge<T: OperatorTimes>(
         gpu: Some(prediction.gpu.name.clone()),
         workload_digest: Some(sha256_hex(workload.canonical_text().as_bytes())),
         bundle_digest: Some(prediction.bundle_digest.to_owned()),
-        ..SimulateOptions::default()
     };
     let Prediction { model, profile, gpu, times, .. } = prediction;
     let start = Instant::now();
