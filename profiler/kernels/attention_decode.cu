@@ -3,7 +3,7 @@
 // q: [num_tokens, q_stride], HEAD_DIM values at head * HEAD_DIM of each row; k_cache, v_cache: [num_blocks, 16,
 // num_kv_heads, HEAD_DIM]; out: [num_tokens, num_q_heads * HEAD_DIM]; block_tables: [num_seqs, table_stride]
 // int32. seqs: (token, kv_len, first item, num_items) of each sequence; items: (sequence, first KV block, past the last
-// KV block, -) of each split. partial_out: fp32 [num_items, gridDim.x, 8, HEAD_DIM] and partial_stats: [num_items,
+// KV block, -) of each split; one without a block is passed over. partial_out: fp32 [num_items, gridDim.x, 8, HEAD_DIM] and partial_stats: [num_items,
 // gridDim.x, 8] of (maximum, sum) hold the splits' results; arrived: [num_seqs, gridDim.x] is zero before and after.
 //
 // Grid (KV head and group of up to eight of its q heads, item). The warps of a block take the item's KV blocks in
@@ -103,6 +103,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
     const u32 first_head = kv_head * heads_per_kv + group * GROUP;
     const u32 num_heads = min(heads_per_kv - group * GROUP, GROUP);
     const int4 item = items[blockIdx.y];
+    // A recorded launch has room for more items than a step may need.
+    if (item.y >= item.z) return;
     const int4 seq = seqs[item.x];
     const int kv_len = seq.y;
     const int* table = block_tables + u64(item.x) * table_stride;

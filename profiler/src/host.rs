@@ -128,6 +128,12 @@ pub fn single_thread_score() -> ScoreSpread {
     ScoreSpread::from_scores(&scores).unwrap_or(ScoreSpread { n: 0, min: 0.0, median: 0.0, max: 0.0 })
 }
 
+/// The score of one run alone, some twenty milliseconds' worth: for idle moments of something that is timed.
+#[must_use]
+pub fn short_score() -> f64 {
+    score_of_a_run(&cycle())
+}
+
 /// For each entry the next one of a random cycle through all of them.
 fn cycle() -> Vec<u32> {
     const ENTRIES: usize = (1 << 20) / 4;

@@ -36,6 +36,7 @@ pub enum PrefillKernel {
 
 impl PrefillKernel {
     /// Query rows of a block.
+    #[must_use]
     pub fn tile_rows(self) -> u32 {
         match self {
             Self::Small => 64,
@@ -97,29 +98,46 @@ pub struct AttentionPlan {
 
 impl AttentionPlan {
     /// Plans a step; blocks are dealt at random, by `seed`.
+    #[must_use]
     pub fn new(batch: &StepBatch, heads: Heads, chip: Chip, seed: u64) -> Self {
+        let chunks = batch.prefill_chunks.iter().filter(|chunk| chunk.num_tokens > 0);
+        let decodes = batch.decode_contexts.iter().map(|context| context.saturating_add(1));
+        let lengths: Vec<u32> =
+            chunks.map(|chunk| chunk.num_tokens + chunk.context_len).chain(decodes).collect();
+        let (block_table, table_stride, num_blocks) = block_table(&lengths, seed);
+        let tables = BlockTables { rows: block_table, stride: table_stride, num_blocks };
+        Self::over(batch, heads, chip, tables, usize::MAX)
+    }
+
+    /// Plans a step over given blocks, with at most `max_items` splits of decodes, but one for each.
+    #[must_use]
+    pub fn over(batch: &StepBatch, heads: Heads, chip: Chip, tables: BlockTables, max_items: usize) -> Self {
         let chunks = batch.prefill_chunks.iter().filter(|chunk| chunk.num_tokens > 0);
         let chunks: Vec<_> = chunks.map(|chunk| (chunk.num_tokens, chunk.context_len)).collect();
         let decode_lengths: Vec<u32> =
             batch.decode_contexts.iter().map(|context| context.saturating_add(1)).collect();
-        let lengths: Vec<u32> = chunks
-            .iter()
-            .map(|(tokens, context)| tokens + context)
-            .chain(decode_lengths.iter().copied())
-            .collect();
-
-        let (block_table, table_stride, num_blocks) = block_table(&lengths, seed);
         let num_prefill_tokens: u32 = chunks.iter().map(|(tokens, _)| tokens).sum();
         Self {
             num_tokens: num_prefill_tokens + decode_lengths.len() as u32,
-            num_blocks,
-            table_stride,
-            block_table,
+            num_blocks: tables.num_blocks,
+            table_stride: tables.stride,
+            block_table: tables.rows,
             prefill: (!chunks.is_empty()).then(|| prefill_plan(&chunks, heads, chip)),
             decode: (!decode_lengths.is_empty())
-                .then(|| decode_plan(&decode_lengths, num_prefill_tokens, heads, chip.num_sms)),
+                .then(|| decode_plan(&decode_lengths, num_prefill_tokens, heads, chip.num_sms, max_items)),
         }
     }
+}
+
+/// The KV blocks of a step's sequences.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockTables {
+    /// Blocks of each sequence, `stride` entries apart, prefill chunks first.
+    pub rows: Vec<u32>,
+    /// Entries of a row.
+    pub stride: u32,
+    /// KV blocks of the caches.
+    pub num_blocks: u32,
 }
 
 /// Deals every sequence the blocks it needs. The rows are padded with block 0 to a multiple of four entries.
@@ -203,16 +221,26 @@ impl PrefillPlan {
     }
 }
 
-fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) -> DecodePlan {
+fn decode_plan(
+    lengths: &[u32],
+    first_token: u32,
+    heads: Heads,
+    num_sms: u32,
+    max_items: usize,
+) -> DecodePlan {
     let columns = decode_columns(heads);
-    let total: u64 = lengths.iter().map(|length| u64::from(length.div_ceil(BLOCK_SIZE))).sum();
-    let capacity = u64::from(num_sms * DECODE_BLOCKS_PER_SM);
-    let whole = (total * u64::from(columns)).div_ceil(capacity.max(1));
-    let fair = (whole.min(MAX_SPLIT_BLOCKS) as u32).next_multiple_of(DECODE_WARPS);
+    let blocks: Vec<u32> = lengths.iter().map(|length| length.div_ceil(BLOCK_SIZE)).collect();
+    let total: u64 = blocks.iter().copied().map(u64::from).sum();
+    let whole = (total * u64::from(columns)).div_ceil(decode_capacity(num_sms).max(1));
+    let mut fair = (whole.min(MAX_SPLIT_BLOCKS) as u32).next_multiple_of(DECODE_WARPS);
+    let count = |fair: u32| blocks.iter().map(|blocks| blocks.div_ceil(fair) as usize).sum::<usize>();
+    // Splits twice as long are at most half as many, but for one of each sequence.
+    while count(fair) > max_items.max(lengths.len()) {
+        fair *= 2;
+    }
     let mut seqs = Vec::with_capacity(lengths.len());
     let mut items = Vec::new();
-    for (seq, &length) in lengths.iter().enumerate() {
-        let blocks = length.div_ceil(BLOCK_SIZE);
+    for (seq, (&length, blocks)) in lengths.iter().zip(blocks).enumerate() {
         let splits = blocks.div_ceil(fair);
         // Even shares, so that no split is a leftover.
         let share = blocks.div_ceil(splits);
@@ -226,7 +254,19 @@ fn decode_plan(lengths: &[u32], first_token: u32, heads: Heads, num_sms: u32) ->
     DecodePlan { seqs, items }
 }
 
+/// Blocks of the decode kernel that run at once.
+fn decode_capacity(num_sms: u32) -> u64 {
+    u64::from(num_sms * DECODE_BLOCKS_PER_SM)
+}
+
+/// Splits that fill the chip at once, beside those that each sequence has anyway.
+#[must_use]
+pub fn decode_items_at_once(heads: Heads, num_sms: u32) -> usize {
+    decode_capacity(num_sms).div_ceil(u64::from(decode_columns(heads).max(1))) as usize
+}
+
 /// Blocks of the decode kernel side by side for one split.
+#[must_use]
 pub fn decode_columns(heads: Heads) -> u32 {
     heads.num_kv_heads * (heads.num_q_heads / heads.num_kv_heads).div_ceil(DECODE_GROUP)
 }
@@ -302,5 +342,20 @@ mod tests {
         }
         let blocks = decode.items.len() as u32 * decode_columns(HEADS);
         assert!(blocks > 300, "{blocks}");
+    }
+
+    #[test]
+    fn splits_are_as_few_as_is_asked() {
+        let batch = StepBatch::parse("", "519;519;8191;0").unwrap();
+        let chip = Chip { num_sms: 132, compute_capability: 80 };
+        let count = |max_items| {
+            let plan = AttentionPlan::over(&batch, HEADS, chip, BlockTables::default(), max_items);
+            plan.decode.unwrap().items.len()
+        };
+        assert!(count(usize::MAX) > 30);
+        for max_items in [30, 17, 9, 5] {
+            assert!((4..=max_items).contains(&count(max_items)), "{max_items}");
+        }
+        assert_eq!(count(1), 4);
     }
 }

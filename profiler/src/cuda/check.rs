@@ -136,7 +136,8 @@ impl Bench<'_> {
         let (x, residual) = (self.numbers(count, 1.0), self.numbers(count, 4.0));
         let weight = self.numbers(hidden_size as usize, 2.0);
         let operands = [self.place(&x)?, self.place(&residual)?, self.place(&weight)?, self.poisoned(count)?];
-        let launch = launch::rms_norm(&mut self.gpu.kernels, operands, num_tokens, hidden_size)?;
+        let launch =
+            launch::rms_norm(&mut self.gpu.kernels, operands, num_tokens, hidden_size, launch::RMS_EPSILON)?;
         self.run(&[launch])?;
         let (out, sum) =
             reference::rms_norm(&wide(&x), &wide(&residual), &wide(&weight), f64::from(RMS_EPSILON));
@@ -149,7 +150,8 @@ impl Bench<'_> {
         let qkv = self.numbers(qkv_len(num_tokens, heads), 3.0);
         let weights = [(); 2].map(|()| self.numbers(heads.head_dim as usize, 2.0));
         let operands = [self.place(&qkv)?, self.place(&weights[0])?, self.place(&weights[1])?];
-        let launch = launch::qk_norm(&mut self.gpu.kernels, operands, num_tokens, heads)?;
+        let launch =
+            launch::qk_norm(&mut self.gpu.kernels, operands, num_tokens, heads, launch::RMS_EPSILON)?;
         self.run(&[launch])?;
         let epsilon = f64::from(RMS_EPSILON);
         let expected =

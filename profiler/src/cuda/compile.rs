@@ -44,7 +44,7 @@ macro_rules! source {
 
 impl KernelSource {
     /// Every kernel.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         source!("fill", PLAIN),
         source!("arguments", &[&["NUM_ARGS=1"], &["NUM_ARGS=4"], &["NUM_ARGS=8"], &["NUM_ARGS=16"]]),
         source!("embedding", PLAIN),
@@ -65,6 +65,7 @@ impl KernelSource {
         source!("attention_decode", BY_HEAD_DIM),
         source!("silu_mul", PLAIN),
         source!("sample", PLAIN),
+        source!("sample_random", PLAIN),
     ];
 
     /// A kernel by name.

@@ -1,4 +1,7 @@
 //! What of the CUDA driver is used, with errors as values and resources that free themselves.
+//!
+//! Every call's error is that of the driver, named by the call. Addresses are those of device memory.
+#![expect(clippy::missing_errors_doc, reason = "each call fails as the driver's does")]
 
 use std::{ffi::c_void, ptr::null_mut, sync::Arc};
 
@@ -12,10 +15,22 @@ use crate::error::ProfileError;
 pub enum CudaError {
     /// The driver or a library refused.
     #[error("{call}: {reason}")]
-    Call { call: &'static str, reason: String },
+    Call {
+        /// The call.
+        call: &'static str,
+        /// What it answered.
+        reason: String,
+    },
     /// The device's memory does not hold the operands.
     #[error("needs {needed} bytes of device memory for {what}, {available} are there")]
-    OutOfMemory { what: &'static str, needed: u64, available: u64 },
+    OutOfMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there.
+        available: u64,
+    },
     /// The kernels do not cover the shape.
     #[error("{0}")]
     Unsupported(String),
@@ -46,16 +61,20 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// A stream of its own, which waits for no other.
     pub fn new(context: &Arc<CudaContext>) -> CudaResult<Self> {
         context.bind_to_thread().named("cuCtxSetCurrent")?;
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking).named("cuStreamCreate")?;
         Ok(Self { context: context.clone(), raw })
     }
 
+    /// The driver's handle.
+    #[must_use]
     pub fn raw(&self) -> sys::CUstream {
         self.raw
     }
 
+    /// Waits for all that was put on it.
     pub fn synchronize(&self) -> CudaResult<()> {
         // SAFETY: the stream lives as long as self.
         unsafe { result::stream::synchronize(self.raw) }.named("cuStreamSynchronize")
@@ -78,6 +97,59 @@ impl Stream {
         // SAFETY: callers pass memory that holds the slice; the slice outlives the wait.
         unsafe { result::memcpy_htod_async(address, values, self.raw) }.named("cuMemcpyHtoDAsync")?;
         self.synchronize()
+    }
+
+    /// Copies from page-locked memory to the device, without waiting: the part must stay as it is until the copy is
+    /// done.
+    pub fn copy_to_device(&self, address: u64, from: &[u8]) -> CudaResult<()> {
+        // SAFETY: callers pass memory that holds the bytes, and keep them.
+        unsafe { result::memcpy_htod_async(address, from, self.raw) }.named("cuMemcpyHtoDAsync")
+    }
+
+    /// Copies the first `width` bytes of rows that are `pitch` bytes apart, to the same places on the device; as
+    /// [`Self::copy_to_device`] otherwise.
+    ///
+    /// # Panics
+    /// When the rows do not lie in the slice.
+    pub fn copy_rows_to_device(
+        &self,
+        address: u64,
+        rows: &[u8],
+        pitch: usize,
+        width: usize,
+        num_rows: usize,
+    ) -> CudaResult<()> {
+        if width == 0 || num_rows == 0 {
+            return Ok(());
+        }
+        assert!(width <= pitch && pitch * num_rows <= rows.len(), "the rows lie in the slice");
+        let copy = sys::CUDA_MEMCPY2D {
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            srcHost: rows.as_ptr().cast(),
+            srcPitch: pitch,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstDevice: address,
+            dstPitch: pitch,
+            WidthInBytes: width,
+            Height: num_rows,
+            srcXInBytes: 0,
+            srcY: 0,
+            srcDevice: 0,
+            srcArray: null_mut(),
+            dstXInBytes: 0,
+            dstY: 0,
+            dstHost: null_mut(),
+            dstArray: null_mut(),
+        };
+        // SAFETY: the rows lie in the slice, and callers pass memory that holds them, and keep both.
+        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.raw) }.result().named("cuMemcpy2DAsync")
+    }
+
+    /// Copies from the device to page-locked memory, without waiting: it holds the values when the stream has come so
+    /// far.
+    pub fn copy_to_host(&self, to: &mut [u8], address: u64) -> CudaResult<()> {
+        // SAFETY: callers pass memory that they own, and read it after a wait.
+        unsafe { result::memcpy_dtoh_async(to, address, self.raw) }.named("cuMemcpyDtoHAsync")
     }
 
     /// Copies within the device.
@@ -124,11 +196,13 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// Brings the graph to the device before its first launch.
     pub fn upload(&self, stream: &Stream) -> CudaResult<()> {
         // SAFETY: graph and stream live.
         unsafe { result::graph::upload(self.exec, stream.raw) }.named("cuGraphUpload")
     }
 
+    /// Replays what was recorded.
     pub fn launch(&self, stream: &Stream) -> CudaResult<()> {
         // SAFETY: graph and stream live.
         unsafe { result::graph::launch(self.exec, stream.raw) }.named("cuGraphLaunch")
@@ -152,11 +226,13 @@ pub struct Event {
 }
 
 impl Event {
+    /// An event that records times.
     pub fn new(context: &Arc<CudaContext>) -> CudaResult<Self> {
         let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).named("cuEventCreate")?;
         Ok(Self { raw, _context: context.clone() })
     }
 
+    /// Records the point that the stream has come to.
     pub fn record(&self, stream: &Stream) -> CudaResult<()> {
         // SAFETY: event and stream live.
         unsafe { result::event::record(self.raw, stream.raw) }.named("cuEventRecord")
@@ -209,16 +285,21 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
+    /// Takes memory, of which nothing is known.
     pub fn new(context: &Arc<CudaContext>, num_bytes: u64) -> CudaResult<Self> {
         // SAFETY: the memory is not read before it is written.
         let address = unsafe { result::malloc_sync(num_bytes.max(1) as usize) }.named("cuMemAlloc")?;
         Ok(Self { address, num_bytes, _context: context.clone() })
     }
 
+    /// Where it begins.
+    #[must_use]
     pub fn address(&self) -> u64 {
         self.address
     }
 
+    /// How much it is.
+    #[must_use]
     pub fn num_bytes(&self) -> u64 {
         self.num_bytes
     }
@@ -228,6 +309,45 @@ impl Drop for DeviceMemory {
     fn drop(&mut self) {
         // SAFETY: the memory was allocated by this value.
         let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// Page-locked host memory: copies to and from it need no staging, and go on while the host does.
+pub struct PinnedMemory {
+    address: *mut u8,
+    num_bytes: usize,
+    _context: Arc<CudaContext>,
+}
+
+impl PinnedMemory {
+    /// Takes memory, all zeros.
+    pub fn new(context: &Arc<CudaContext>, num_bytes: usize) -> CudaResult<Self> {
+        let num_bytes = num_bytes.max(1);
+        // SAFETY: the memory is written before it is read.
+        let address = unsafe { result::malloc_host(num_bytes, 0) }.named("cuMemHostAlloc")?.cast::<u8>();
+        // SAFETY: the call returned as many bytes.
+        unsafe { address.write_bytes(0, num_bytes) };
+        Ok(Self { address, num_bytes, _context: context.clone() })
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the memory is this value's and was written when it was taken.
+        unsafe { std::slice::from_raw_parts(self.address, self.num_bytes) }
+    }
+
+    /// Its bytes, to change.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else has it.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.num_bytes) }
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the memory was taken by this value.
+        let _ = unsafe { result::free_host(self.address.cast()) };
     }
 }
 
@@ -245,20 +365,28 @@ pub struct Args {
 }
 
 impl Args {
+    /// Adds a number or an address.
+    #[must_use]
     pub fn u64(mut self, value: u64) -> Self {
         self.slots.push(value);
         self
     }
 
+    /// Adds a tensor map; all of them come before the numbers.
+    #[must_use]
     pub fn map(mut self, map: sys::CUtensorMap) -> Self {
         self.maps.push(map);
         self
     }
 
+    /// Adds a number.
+    #[must_use]
     pub fn u32(self, value: u32) -> Self {
         self.u64(u64::from(value))
     }
 
+    /// Adds a number.
+    #[must_use]
     pub fn f32(self, value: f32) -> Self {
         self.u32(value.to_bits())
     }
@@ -303,14 +431,20 @@ pub fn tensor_map<const RANK: usize>(
 /// A kernel ready to launch.
 #[derive(Clone, Debug)]
 pub struct KernelLaunch {
+    /// The kernel.
     pub function: sys::CUfunction,
+    /// Blocks in x and y.
     pub grid: (u32, u32),
+    /// Threads of a block.
     pub num_threads: u32,
+    /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// What the kernel is called with.
     pub args: Args,
 }
 
 impl KernelLaunch {
+    /// Puts the launch on a stream.
     pub fn enqueue(&self, stream: &Stream) -> CudaResult<()> {
         let mut pointers: [*mut c_void; MAX_ARGS] = [null_mut(); MAX_ARGS];
         let maps = self.args.maps.iter().map(|map| std::ptr::from_ref(map).cast::<c_void>());

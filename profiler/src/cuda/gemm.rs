@@ -4,11 +4,10 @@ use std::{ffi::c_void, ptr::null_mut, rc::Rc};
 
 use cudarc::cublaslt::{result, sys};
 
-use super::{
-    driver::{CudaError, CudaResult, Stream},
-    memory::WORKSPACE_BYTES,
-};
+use super::driver::{CudaError, CudaResult, Stream};
 
+/// cuBLASLt's workspace; NVIDIA recommends 32 MiB for Hopper.
+pub const WORKSPACE_BYTES: u64 = 64 << 20;
 /// Algorithms that the heuristic is asked for.
 const MAX_ALGORITHMS: i32 = 8;
 /// `CUBLAS_OP_T`.
@@ -24,11 +23,16 @@ pub struct CublasLt {
 }
 
 impl CublasLt {
+    /// Opens the library.
+    ///
+    /// # Errors
+    /// The library's.
     pub fn new() -> CudaResult<Rc<Self>> {
         Ok(Rc::new(Self { handle: named("cublasLtCreate", result::create_handle())? }))
     }
 
     /// The library's version number.
+    #[must_use]
     pub fn version() -> u64 {
         // SAFETY: the call has no preconditions.
         unsafe { sys::cublasLtGetVersion() as u64 }
@@ -56,6 +60,10 @@ pub struct GemmPlan {
 }
 
 impl GemmPlan {
+    /// Describes the product of `[m, k]` and `[n, k]`, and asks which algorithms there are.
+    ///
+    /// # Errors
+    /// The library's, or when it has no algorithm.
     pub fn new(library: &Rc<CublasLt>, m: u32, n: u32, k: u32) -> CudaResult<Self> {
         let mut plan = Self {
             library: library.clone(),
@@ -136,11 +144,14 @@ impl GemmPlan {
         Ok(found)
     }
 
+    /// How many algorithms there are to choose from, at least one.
+    #[must_use]
     pub fn num_algorithms(&self) -> usize {
         self.algorithms.len()
     }
 
     /// The library's algorithm and its configuration, in numbers of the library's own.
+    #[must_use]
     pub fn describe(&self, algorithm: usize) -> String {
         use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
         let read = |attribute: Attribute, size: usize| {
@@ -192,17 +203,25 @@ impl Drop for GemmPlan {
 
 /// A product with its operands.
 pub struct GemmLaunch {
+    /// The product.
     pub plan: Rc<GemmPlan>,
     /// Index among the plan's algorithms.
     pub algorithm: usize,
+    /// `[m, k]`.
     pub x: u64,
+    /// `[n, k]`.
     pub weight: u64,
+    /// `[m, n]`.
     pub out: u64,
     /// [`WORKSPACE_BYTES`] that no other launch uses at the same time.
     pub workspace: u64,
 }
 
 impl GemmLaunch {
+    /// Puts the launch on a stream.
+    ///
+    /// # Errors
+    /// The library's.
     pub fn enqueue(&self, stream: &Stream) -> CudaResult<()> {
         let (alpha, beta) = (1.0f32, 0.0f32);
         let pointer = |address: u64| address as *mut c_void;

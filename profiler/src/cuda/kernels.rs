@@ -1,6 +1,6 @@
 //! Compiled kernels, each made when first asked for.
 
-use std::{collections::HashMap, ffi::CString, sync::Arc};
+use std::{ffi::CString, sync::Arc};
 
 use cudarc::driver::{CudaContext, result, sys};
 
@@ -14,31 +14,40 @@ pub struct Kernels {
     context: Arc<CudaContext>,
     architecture: u32,
     gpu: u32,
-    loaded: HashMap<(&'static str, String), Kernel>,
+    /// Few, and asked for at every launch: looking through them takes no memory.
+    loaded: Vec<Kernel>,
 }
 
 struct Kernel {
+    name: &'static str,
+    definitions: Vec<String>,
     module: sys::CUmodule,
     function: sys::CUfunction,
 }
 
 impl Kernels {
     /// Kernels for a compute capability (times ten), which is the GPU's or an older one.
+    ///
+    /// # Errors
+    /// When the driver does not tell the GPU's own.
     pub fn new(context: &Arc<CudaContext>, architecture: u32) -> CudaResult<Self> {
         let (major, minor) = context.compute_capability().named("cuDeviceGetAttribute")?;
         let gpu = (10 * major + minor).max(0) as u32;
-        Ok(Self { context: context.clone(), architecture, gpu, loaded: HashMap::new() })
+        Ok(Self { context: context.clone(), architecture, gpu, loaded: Vec::new() })
     }
 
     /// The kernel with these macro definitions, allowed `shared_bytes` of dynamic shared memory.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it does not compile or load.
     pub fn get(
         &mut self,
         name: &'static str,
         definitions: &[&str],
         shared_bytes: u32,
     ) -> CudaResult<sys::CUfunction> {
-        let key = (name, definitions.join(" "));
-        if let Some(kernel) = self.loaded.get(&key) {
+        let is_it = |kernel: &&Kernel| kernel.name == name && kernel.definitions == definitions;
+        if let Some(kernel) = self.loaded.iter().find(is_it) {
             return Ok(kernel.function);
         }
         let source = KernelSource::by_name(name)
@@ -55,10 +64,11 @@ impl Kernels {
                 result::function::set_function_attribute(function, attribute, shared_bytes.cast_signed())
                     .named("cuFuncSetAttribute")?;
             }
-            Kernel { module, function }
+            let definitions = definitions.iter().map(ToString::to_string).collect();
+            Kernel { name, definitions, module, function }
         };
         let function = kernel.function;
-        self.loaded.insert(key, kernel);
+        self.loaded.push(kernel);
         Ok(function)
     }
 }
@@ -66,7 +76,7 @@ impl Kernels {
 impl Drop for Kernels {
     fn drop(&mut self) {
         let _ = self.context.bind_to_thread();
-        for kernel in self.loaded.values() {
+        for kernel in &self.loaded {
             // SAFETY: the module was loaded by this value, and nothing runs any more.
             let _ = unsafe { result::module::unload(kernel.module) };
         }

@@ -1,4 +1,8 @@
 //! Operators with their operands, as launches.
+//!
+//! Operands are device addresses; shapes and layouts stand in each kernel's source. Every function fails where a kernel
+//! does not cover the shape, does not compile or does not load.
+#![expect(clippy::missing_errors_doc, reason = "they all fail for the same reasons, told above")]
 
 use std::rc::Rc;
 
@@ -13,7 +17,7 @@ use super::{
     kernels::Kernels,
 };
 
-/// Added to the mean square before its root, as Llama and Qwen do within a factor of ten.
+/// Added to the mean square before its root where no model says otherwise: Qwen3's, and Llama's within a factor of ten.
 pub const RMS_EPSILON: f32 = 1e-6;
 /// Elements of a vector access.
 const VECTOR: u32 = 8;
@@ -21,11 +25,14 @@ const VECTOR: u32 = 8;
 /// One piece of device work.
 #[derive(Clone)]
 pub enum Launch {
+    /// One of this project's kernels.
     Kernel(KernelLaunch),
+    /// A product by cuBLASLt.
     Gemm(Rc<GemmLaunch>),
 }
 
 impl Launch {
+    /// Puts it on a stream.
     pub fn enqueue(&self, stream: &Stream) -> CudaResult<()> {
         match self {
             Self::Kernel(kernel) => kernel.enqueue(stream),
@@ -37,31 +44,45 @@ impl Launch {
 /// Where an attention launch's operands lie.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOperands {
+    /// Queries, at the front of each token's row.
     pub q: u64,
     /// Elements from one token's queries to the next's.
     pub q_stride: u32,
+    /// `[num_blocks, 16, num_kv_heads, head_dim]`.
     pub k_cache: u64,
+    /// `[num_blocks, 16, num_kv_heads, head_dim]`.
     pub v_cache: u64,
+    /// `[num_tokens, num_q_heads * head_dim]`.
     pub out: u64,
+    /// What the kernels are told about the sequences.
     pub tables: AttentionTables,
 }
 
 /// Where an attention launch's tables and workspaces lie; 0 where the plan has no such part.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttentionTables {
+    /// [`AttentionPlan::block_table`].
     pub block_table: u64,
+    /// [`PrefillPlan::seqs`].
     pub prefill_seqs: u64,
+    /// [`PrefillPlan::tiles`].
     pub prefill_tiles: u64,
+    /// [`DecodePlan::seqs`].
     pub decode_seqs: u64,
+    /// [`DecodePlan::items`].
     pub decode_items: u64,
+    /// Of [`Workspace::of_prefill`].
     pub prefill_joins: Joins,
+    /// Of [`Workspace::of_decode`].
     pub decode_joins: Joins,
 }
 
 /// Where the results of splits wait to be joined.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Joins {
+    /// Unnormalised outputs, fp32.
     pub partial_out: u64,
+    /// Maxima and sums.
     pub partial_stats: u64,
     /// Zero before the launch, and after it.
     pub arrived: u64,
@@ -84,6 +105,7 @@ impl Workspace {
     }
 
     /// The prefill kernel's.
+    #[must_use]
     pub fn of_prefill(plan: &PrefillPlan, heads: Heads) -> Self {
         let q_heads = u64::from(heads.num_q_heads);
         let rows = u64::from(plan.num_slots) * q_heads * u64::from(plan.kernel.tile_rows());
@@ -91,6 +113,7 @@ impl Workspace {
     }
 
     /// The decode kernel's.
+    #[must_use]
     pub fn of_decode(plan: &DecodePlan, heads: Heads) -> Self {
         let columns = u64::from(decode_columns(heads));
         let rows = plan.items.len() as u64 * columns * u64::from(DECODE_GROUP);
@@ -137,14 +160,21 @@ fn warps(threads: u32, most: u32) -> u32 {
     threads.next_multiple_of(32).clamp(32, most)
 }
 
-/// Fills memory with random numbers.
-pub fn fill(kernels: &mut Kernels, address: u64, num_bytes: u64, seed: u64) -> CudaResult<Launch> {
+/// Fills memory with random numbers, uniform in `[-scale, scale)`.
+pub fn fill(
+    kernels: &mut Kernels,
+    address: u64,
+    num_bytes: u64,
+    seed: u64,
+    scale: f32,
+) -> CudaResult<Launch> {
     let num_vectors = num_bytes / 16;
     let blocks = num_vectors.div_ceil(256).clamp(1, 4096) as u32;
-    let args = Args::default().u64(address).u64(num_vectors).u64(seed);
+    let args = Args::default().u64(address).u64(num_vectors).u64(seed).f32(scale);
     kernel(kernels, "fill", &[], (blocks, 1), 256, args)
 }
 
+/// Gathers rows of a table: `[ids, table, out]`.
 pub fn embedding(
     kernels: &mut Kernels,
     [ids, table, out]: [u64; 3],
@@ -156,11 +186,13 @@ pub fn embedding(
     kernel(kernels, "embedding", &[], (num_tokens, 1), warps(row.div_ceil(2), 512), args)
 }
 
+/// Adds `x` to the residual and normalises it into `out`.
 pub fn rms_norm(
     kernels: &mut Kernels,
     [x, residual, weight, out]: [u64; 4],
     num_tokens: u32,
     hidden_size: u32,
+    epsilon: f32,
 ) -> CudaResult<Launch> {
     let row = vectors("hidden_size", hidden_size)?;
     // As few vectors a thread as blocks of 512 allow: more threads are then under way.
@@ -175,15 +207,17 @@ pub fn rms_norm(
             "expected a hidden_size up to 32768, found {hidden_size}"
         )));
     }
-    let args = Args::default().u64(x).u64(residual).u64(weight).u64(out).u32(row).f32(RMS_EPSILON);
+    let args = Args::default().u64(x).u64(residual).u64(weight).u64(out).u32(row).f32(epsilon);
     kernel(kernels, "rms_norm", &[definition], (num_tokens, 1), threads, args)
 }
 
+/// Normalises queries and keys in place.
 pub fn qk_norm(
     kernels: &mut Kernels,
     [qkv, q_weight, k_weight]: [u64; 3],
     num_tokens: u32,
     heads: Heads,
+    epsilon: f32,
 ) -> CudaResult<Launch> {
     let definition = head_dim_definition(heads)?;
     let lanes = u64::from(num_tokens) * heads.qk_width() / u64::from(VECTOR);
@@ -194,10 +228,11 @@ pub fn qk_norm(
         .u32(num_tokens)
         .u32(heads.num_q_heads)
         .u32(heads.num_kv_heads)
-        .f32(RMS_EPSILON);
+        .f32(epsilon);
     kernel(kernels, "qk_norm", &[definition], (lanes.div_ceil(256) as u32, 1), 256, args)
 }
 
+/// Rotates queries and keys in place.
 pub fn rope(
     kernels: &mut Kernels,
     [qkv, positions, cos_sin]: [u64; 3],
@@ -211,6 +246,20 @@ pub fn rope(
     kernel(kernels, "rope", &[definition], (num_tokens, 1), threads, args)
 }
 
+/// What [`rope`] reads: cosines, then sines, of each position's angles, one a frequency (radians a token).
+#[must_use]
+pub fn rotation_table(num_positions: u32, frequencies: &[f64]) -> Vec<f32> {
+    let mut table = Vec::with_capacity(num_positions as usize * 2 * frequencies.len());
+    for position in 0..num_positions {
+        let angles = frequencies.iter().map(|frequency| f64::from(position) * frequency);
+        table.extend(angles.clone().map(|angle| angle.cos() as f32));
+        table.extend(angles.map(|angle| angle.sin() as f32));
+    }
+    table
+}
+
+/// Writes keys and values to their slots of the cache.
+///
 /// Keys start at element `q_width` of each token's `q_width + 2 * kv_width`.
 pub fn kv_cache_write(
     kernels: &mut Kernels,
@@ -225,6 +274,7 @@ pub fn kv_cache_write(
     kernel(kernels, "kv_cache_write", &[], (num_tokens, 1), warps(kv, 512), args)
 }
 
+/// `silu(gate) * up`.
 pub fn silu_mul(
     kernels: &mut Kernels,
     [gate_up, out]: [u64; 2],
@@ -238,10 +288,12 @@ pub fn silu_mul(
 }
 
 /// Parts that a row of logits is cut into: enough blocks to fill the chip, at least 2,048 logits each.
+#[must_use]
 pub fn sample_parts(num_seqs: u32, vocab_size: u32, num_sms: u32) -> u32 {
     (2 * num_sms).div_ceil(num_seqs.max(1)).min(vocab_size / 2048).clamp(1, 64)
 }
 
+/// The index of each row's largest logit.
 pub fn sample(
     kernels: &mut Kernels,
     [logits, ids, partials, arrived]: [u64; 4],
@@ -253,6 +305,18 @@ pub fn sample(
     let threads = warps(row.div_ceil(num_parts), 512);
     let args = Args::default().u64(logits).u64(ids).u64(partials).u64(arrived).u32(row);
     kernel(kernels, "sample", &[], (num_seqs, num_parts), threads, args)
+}
+
+/// Draws an index of each row: `[logits, seqs, ids]`, see `sample_random.cu`.
+pub fn sample_random(
+    kernels: &mut Kernels,
+    [logits, seqs, ids]: [u64; 3],
+    num_seqs: u32,
+    vocab_size: u32,
+) -> CudaResult<Launch> {
+    let row = vectors("vocab_size", vocab_size)?;
+    let args = Args::default().u64(logits).u64(seqs).u64(ids).u32(row);
+    kernel(kernels, "sample_random", &[], (num_seqs, 1), 1024, args)
 }
 
 /// The prefill kernel, the decode kernel, or one after the other.

@@ -11,8 +11,11 @@ pub fn nvrtc_is_present() -> bool {
     unsafe { cudarc::nvrtc::sys::is_culib_present() }
 }
 
-/// Names the first library that cannot be loaded.
-pub(super) fn require_all() -> Result<(), ProfileError> {
+/// Checks that the driver, NVRTC and cuBLASLt can be loaded.
+///
+/// # Errors
+/// [`ProfileError::NoDevice`] names the first that cannot, and what to do.
+pub fn require_all() -> Result<(), ProfileError> {
     // SAFETY: as above; the libraries are closed again, so that nothing stays loaded on failure.
     let (driver, cublaslt) =
         unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) };

@@ -7,7 +7,10 @@ use std::{ops::Range, sync::Arc};
 
 use cudarc::driver::CudaContext;
 
-use super::driver::{CudaError, CudaResult, DeviceMemory, Stream};
+use super::{
+    driver::{CudaError, CudaResult, DeviceMemory, Stream},
+    gemm::WORKSPACE_BYTES,
+};
 
 /// Most that the pool takes.
 const MAX_POOL_BYTES: u64 = 40 << 30;
@@ -15,8 +18,6 @@ const MAX_POOL_BYTES: u64 = 40 << 30;
 const MAX_SHARE_OF_FREE: f64 = 0.75;
 const UPLOAD_BYTES: u64 = 64 << 20;
 const COUNTER_BYTES: u64 = 4 << 20;
-/// cuBLASLt's workspace; NVIDIA recommends 32 MiB for Hopper.
-pub const WORKSPACE_BYTES: u64 = 64 << 20;
 const ALIGNMENT: u64 = 256;
 /// Memory is mapped in pages of 2 MiB: buffers in different ones lie in different places of the chip's memory.
 pub const PLACE_BYTES: u64 = 2 << 20;

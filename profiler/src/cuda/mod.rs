@@ -1,21 +1,24 @@
 //! A real GPU behind [`crate::device::Device`]: the driver, run-time compilation, cuBLASLt and the operators.
 //!
-//! Start with [`CudaDevice`]; then `launch` (operands to launches), `operands` (what a timed launch works on),
+//! Start with [`CudaDevice`]; then [`launch`] (operands to launches), `operands` (what a timed launch works on),
 //! `timing` (how it is timed), `activity` (how it is timed a second way, by `cupti`'s records) and `check` (how it is
 //! compared with `crate::reference`).
+//!
+//! What an engine needs to run the very kernels that are timed here is public: [`driver`], [`kernels`], [`gemm`],
+//! [`attention`] and [`launch`].
 
 mod activity;
-mod attention;
+pub mod attention;
 mod ceilings;
 mod check;
 mod compile;
 mod cupti;
 mod device;
-mod driver;
-mod gemm;
+pub mod driver;
+pub mod gemm;
 mod host;
-mod kernels;
-mod launch;
+pub mod kernels;
+pub mod launch;
 mod libraries;
 mod memory;
 mod operands;
@@ -24,4 +27,4 @@ mod timing;
 pub use activity::RecordedWay;
 pub use compile::{Compiled, KernelSource, compile, kernel_hash, supported_architectures};
 pub use device::CudaDevice;
-pub use libraries::{load_nvrtc_from, nvrtc_is_present};
+pub use libraries::{load_nvrtc_from, nvrtc_is_present, require_all as require_libraries};

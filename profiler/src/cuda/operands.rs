@@ -91,7 +91,7 @@ impl Gpu {
     }
 
     fn fill(&mut self, address: u64, num_bytes: u64) -> CudaResult<()> {
-        launch::fill(&mut self.kernels, address, num_bytes, SEED)?.enqueue(&self.stream)
+        launch::fill(&mut self.kernels, address, num_bytes, SEED, 1.0)?.enqueue(&self.stream)
     }
 
     /// Output memory that holds random numbers, for operands that are both read and written.
@@ -200,7 +200,13 @@ impl Gpu {
             let residual = self.random_scratch(bytes)?;
             let out = self.pool.scratch(bytes)?;
             let operands = [x, residual, weight, out];
-            sets.push(vec![launch::rms_norm(&mut self.kernels, operands, num_tokens, hidden_size)?]);
+            sets.push(vec![launch::rms_norm(
+                &mut self.kernels,
+                operands,
+                num_tokens,
+                hidden_size,
+                launch::RMS_EPSILON,
+            )?]);
         }
         let sets = self.in_rows(cache, 3 * bytes, &sets);
         Ok(Prepared { sets, kernel: "rms_norm".to_owned() })
@@ -214,7 +220,13 @@ impl Gpu {
         for _ in 0..self.num_activation_sets(cache, bytes) {
             self.pool.next_place();
             let qkv = self.random_scratch(bytes)?;
-            sets.push(vec![launch::qk_norm(&mut self.kernels, [qkv, weight, weight], num_tokens, heads)?]);
+            sets.push(vec![launch::qk_norm(
+                &mut self.kernels,
+                [qkv, weight, weight],
+                num_tokens,
+                heads,
+                launch::RMS_EPSILON,
+            )?]);
         }
         let sets = self.in_rows(cache, bytes, &sets);
         Ok(Prepared { sets, kernel: "qk_norm".to_owned() })
@@ -403,15 +415,9 @@ fn qkv_bytes(num_tokens: u32, heads: Heads) -> u64 {
     2 * u64::from(num_tokens) * (heads.qk_width() + heads.kv_width())
 }
 
-/// Cosines, then sines, of each position's angles: `position * 10000^(-2 i / head_dim)`.
+/// The table of angles `position * 10000^(-2 i / head_dim)`.
 pub fn rotation_table(num_positions: u32, head_dim: u32) -> Vec<f32> {
-    let half = head_dim / 2;
     let frequencies: Vec<f64> =
-        (0..half).map(|i| 10_000f64.powf(-2.0 * f64::from(i) / f64::from(head_dim))).collect();
-    let mut table = Vec::with_capacity((num_positions * head_dim) as usize);
-    for position in 0..num_positions {
-        table.extend(frequencies.iter().map(|f| (f64::from(position) * f).cos() as f32));
-        table.extend(frequencies.iter().map(|f| (f64::from(position) * f).sin() as f32));
-    }
-    table
+        (0..head_dim / 2).map(|i| 10_000f64.powf(-2.0 * f64::from(i) / f64::from(head_dim))).collect();
+    launch::rotation_table(num_positions, &frequencies)
 }

@@ -65,7 +65,7 @@ fn part<T>(name: &str, work: impl FnOnce() -> CudaResult<T>) -> CudaResult<T> {
 /// A kernel that writes 16 bytes, so that launching is all there is to it.
 fn tiny_kernel(gpu: &mut Gpu) -> CudaResult<Launch> {
     let address = gpu.pool.scratch(16)?;
-    let tiny = launch::fill(&mut gpu.kernels, address, 16, 1)?;
+    let tiny = launch::fill(&mut gpu.kernels, address, 16, 1, 1.0)?;
     tiny.enqueue(&gpu.stream)?;
     gpu.stream.synchronize()?;
     Ok(tiny)
