@@ -27,11 +27,12 @@ pub use forward::{OperatorCall, forward_pass};
 pub use gpu::GpuSpec;
 pub use host::{HostFactorBasis, HostFactorUsed, HostInfo};
 pub use memory::{CapacityCheck, MemoryError, MemoryOptions, MemoryPlan};
-pub use model::ModelSpec;
+pub use model::{ModelConfig, ModelSpec};
 pub use operator::{Heads, Operator, OperatorShape};
 pub use rows::{RequestRows, RowFile, Rows, StepRows, TokenRows};
 pub use run::{
-    RequestMetrics, RequestStatus, Run, RunInfo, RunKind, StepMetrics, StepRequests, TokenMetrics,
+    HostScore, RequestMetrics, RequestStatus, Run, RunConduct, RunInfo, RunKind, StepMetrics, StepPhases,
+    StepRequests, TokenMetrics, WarmUp,
 };
 pub use units::{Bytes, Flops, Nanos};
 pub use workload::{

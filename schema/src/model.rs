@@ -1,6 +1,6 @@
 //! Dense decoder-only models, read from a Hugging Face `config.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,54 @@ const SHIPPED: [(&str, &str); 2] = [
     ("llama3-8b", include_str!("../models/llama3-8b.json")),
 ];
 
+/// A model's `config.json`, wherever it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// Plumbline's name of the model.
+    pub name: String,
+    /// The document.
+    pub text: String,
+    /// What errors call it: the file, or the shipped name.
+    pub path: PathBuf,
+}
+
+impl ModelConfig {
+    /// That of a shipped model by name, or a `config.json` (or the folder that holds one) by path.
+    ///
+    /// # Errors
+    /// When there is neither, or the file cannot be read.
+    pub fn find(name_or_path: &str) -> Result<Self, InputError> {
+        if let Some((name, text)) = SHIPPED.iter().find(|(name, _)| *name == name_or_path) {
+            return Ok(Self {
+                name: (*name).to_owned(),
+                text: (*text).to_owned(),
+                path: PathBuf::from(name),
+            });
+        }
+        let mut path = Path::new(name_or_path).to_path_buf();
+        if path.is_dir() {
+            path.push("config.json");
+        }
+        if !path.exists() {
+            return Err(InputError::invalid(
+                path,
+                Location::File,
+                format!(
+                    "a shipped model ({}) or a Hugging Face config.json",
+                    ModelSpec::shipped_names().join(", ")
+                ),
+                "neither",
+            ));
+        }
+        let stem = if path.file_name().is_some_and(|n| n == "config.json") { path.parent() } else { None };
+        let name = stem
+            .and_then(Path::file_name)
+            .or_else(|| path.file_stem())
+            .map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
+        Ok(Self { name, text: read_text(&path)?, path })
+    }
+}
+
 /// No dimension of a real model is larger; it also keeps every product below 2^63.
 const MAX_DIMENSION: u64 = 1 << 22;
 
@@ -79,30 +127,8 @@ impl ModelSpec {
     /// # Errors
     /// Names the file, the key, what was expected and what was found.
     pub fn load(name_or_path: &str) -> Result<Self, InputError> {
-        if let Some((name, text)) = SHIPPED.iter().find(|(name, _)| *name == name_or_path) {
-            return Self::from_hf_config(name, text, Path::new(name));
-        }
-        let mut path = Path::new(name_or_path).to_path_buf();
-        if path.is_dir() {
-            path.push("config.json");
-        }
-        if !path.exists() {
-            return Err(InputError::invalid(
-                path,
-                Location::File,
-                format!(
-                    "a shipped model ({}) or a Hugging Face config.json",
-                    Self::shipped_names().join(", ")
-                ),
-                "neither",
-            ));
-        }
-        let stem = if path.file_name().is_some_and(|n| n == "config.json") { path.parent() } else { None };
-        let name = stem
-            .and_then(Path::file_name)
-            .or_else(|| path.file_stem())
-            .map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
-        Self::from_hf_config(&name, &read_text(&path)?, &path)
+        let ModelConfig { name, text, path } = ModelConfig::find(name_or_path)?;
+        Self::from_hf_config(&name, &text, &path)
     }
 
     /// Parses the text of a `config.json`; `path` is what errors name.

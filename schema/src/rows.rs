@@ -13,7 +13,7 @@ use std::{
 use crate::{
     error::InputError,
     files::{Compression, OutputFile},
-    run::{RequestMetrics, StepMetrics, TokenMetrics},
+    run::{RequestMetrics, StepMetrics, StepPhases, TokenMetrics},
     units::Nanos,
 };
 
@@ -131,11 +131,38 @@ impl Row for TokenMetrics {
     }
 }
 
+/// The header of a step, and more columns.
+macro_rules! step_header {
+    ($more:literal) => {
+        concat!(
+            "step_start_ns,step_duration_ns,schedule_ns,num_prefill_seqs,num_prefill_tokens,num_decode_seqs,",
+            "prefill_chunks_tokens_context,decode_contexts,prefill_request_ids,decode_request_ids,",
+            "preempted_request_ids,free_blocks",
+            $more
+        )
+    };
+}
+
+/// A step with what its engine's host did.
+#[derive(Clone, Copy, Debug)]
+pub struct PhasedStep<'a>(pub &'a StepMetrics, pub StepPhases);
+
+impl Row for PhasedStep<'_> {
+    const HEADER: &'static str = step_header!(",prepare_ns,launch_ns,wait_ns,sample_ns,finish_ns");
+
+    fn append_to(&self, line: &mut Line) {
+        let Self(step, StepPhases { prepare_ns, launch_ns, wait_ns, sample_ns, finish_ns }) = self;
+        step.append_to(line);
+        for time in [prepare_ns, launch_ns, wait_ns, sample_ns, finish_ns] {
+            line.comma();
+            line.number(time.0);
+        }
+    }
+}
+
 /// The last four columns are empty where it is not recorded whose tokens a step computed.
 impl Row for StepMetrics {
-    const HEADER: &'static str = "step_start_ns,step_duration_ns,schedule_ns,num_prefill_seqs,num_prefill_tokens,\
-                                  num_decode_seqs,prefill_chunks_tokens_context,decode_contexts,\
-                                  prefill_request_ids,decode_request_ids,preempted_request_ids,free_blocks";
+    const HEADER: &'static str = step_header!("");
 
     #[inline]
     fn append_to(&self, line: &mut Line) {

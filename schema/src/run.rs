@@ -13,7 +13,7 @@ use crate::{
     error::{InputError, Location},
     files::{plain_or_zst, read_csv, read_json, write_json},
     host::{HostFactorUsed, HostInfo},
-    rows::write_rows,
+    rows::{PhasedStep, write_rows},
     units::Nanos,
     workload::{Workload, WorkloadRequest},
 };
@@ -56,6 +56,54 @@ pub struct RunInfo {
     /// The factor on host costs and why; simulations that were asked for another host only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_factor: Option<HostFactorUsed>,
+    /// How the run went; of this project's own engine only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conduct: Option<RunConduct>,
+}
+
+/// How a real run went, for whoever doubts it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunConduct {
+    /// Why it ended early; the files then hold what was done until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete: Option<String>,
+    /// The host's single-thread score before, in idle moments and after: a host that was disturbed shows.
+    pub host_scores: Vec<HostScore>,
+    /// The warm-up before it; one for all runs of an engine's start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUp>,
+    /// Steps launched as one recorded graph.
+    pub graph_steps: u64,
+    /// Steps launched kernel by kernel.
+    pub eager_steps: u64,
+    /// Time with nothing to do, ns.
+    pub idle_ns: u64,
+    /// The GPU's name as its driver tells it.
+    pub device_name: String,
+    /// Where the weights came from.
+    pub weights: String,
+}
+
+/// The host's score at some time of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostScore {
+    /// From the run's start, ns; below 0 before it.
+    pub time_ns: i64,
+    /// Million iterations a second.
+    pub single_thread_score: f64,
+}
+
+/// What an engine did before its first run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WarmUp {
+    /// How long it took, ns.
+    pub duration_ns: u64,
+    /// Steps run.
+    pub steps: u64,
+    /// Whether step times had stopped to change when it ended.
+    pub is_steady: bool,
+    /// How much they still changed, as a share.
+    pub last_change: f64,
 }
 
 /// What an `engine.json` may say besides the deployment.
@@ -151,6 +199,28 @@ struct StepRow {
     preempted_request_ids: Option<String>,
     #[serde(default)]
     free_blocks: Option<u32>,
+    #[serde(default)]
+    prepare_ns: Option<Nanos>,
+    #[serde(default)]
+    launch_ns: Option<Nanos>,
+    #[serde(default)]
+    wait_ns: Option<Nanos>,
+    #[serde(default)]
+    sample_ns: Option<Nanos>,
+    #[serde(default)]
+    finish_ns: Option<Nanos>,
+}
+
+impl StepRow {
+    fn phases(&self) -> Option<StepPhases> {
+        Some(StepPhases {
+            prepare_ns: self.prepare_ns?,
+            launch_ns: self.launch_ns?,
+            wait_ns: self.wait_ns?,
+            sample_ns: self.sample_ns?,
+            finish_ns: self.finish_ns?,
+        })
+    }
 }
 
 /// One scheduler step of a run.
@@ -166,6 +236,26 @@ pub struct StepMetrics {
     pub batch: StepBatch,
     /// Whose tokens they were; `None` when not recorded.
     pub requests: Option<StepRequests>,
+    /// What the host did; `None` when not recorded.
+    pub phases: Option<StepPhases>,
+}
+
+/// What an engine's host did in a step, one after the other, behind the scheduler's part.
+///
+/// `schedule + prepare + launch + wait + sample` is the step's duration, but for the reading of the clock; `finish` comes
+/// after it, before the next step can begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepPhases {
+    /// Making the GPU's inputs: tokens, positions, block tables.
+    pub prepare_ns: Nanos,
+    /// Copying them and launching the kernels, or the graph.
+    pub launch_ns: Nanos,
+    /// Waiting for the GPU.
+    pub wait_ns: Nanos,
+    /// Handing out the drawn tokens.
+    pub sample_ns: Nanos,
+    /// From the tokens being out to the scheduler's having accounted for them.
+    pub finish_ns: Nanos,
 }
 
 /// The requests of a step, as far as an engine records them.
@@ -238,7 +328,7 @@ impl Run {
             write_rows(&folder.join("token_metrics.csv"), &self.tokens)?;
         }
         if !self.steps.is_empty() {
-            write_rows(&folder.join("step_metrics.csv"), &self.steps)?;
+            write_steps(&folder.join("step_metrics.csv"), &self.steps)?;
         }
         write_json(&folder.join("run.json"), &self.info)
     }
@@ -257,6 +347,15 @@ impl Run {
         // Stable: requests that arrive together keep the file's order.
         requests.sort_by_key(|r| r.arrival_time_ns);
         Workload { requests }
+    }
+}
+
+/// With the columns of the host's phases where all steps have them.
+fn write_steps(path: &Path, steps: &[StepMetrics]) -> Result<(), InputError> {
+    let phased: Option<Vec<_>> = steps.iter().map(|step| Some(PhasedStep(step, step.phases?))).collect();
+    match phased {
+        Some(steps) => write_rows(path, &steps),
+        None => write_rows(path, steps),
     }
 }
 
@@ -297,6 +396,7 @@ fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, Inpu
         seed: None,
         host,
         host_factor: None,
+        conduct: None,
     })
 }
 
@@ -406,6 +506,7 @@ fn read_steps(path: &Path) -> Result<Vec<StepMetrics>, InputError> {
             step_start_ns: row.step_start_ns,
             step_duration_ns: row.step_duration_ns,
             schedule_ns: row.schedule_ns,
+            phases: row.phases(),
             batch,
             requests,
         });

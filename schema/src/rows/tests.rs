@@ -125,6 +125,7 @@ fn step() -> impl Strategy<Value = StepMetrics> {
                 schedule_ns,
                 batch: StepBatch { prefill_chunks, decode_contexts },
                 requests,
+                phases: None,
             }
         },
     )
