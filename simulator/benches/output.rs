@@ -122,6 +122,7 @@ fn steps() -> Vec<StepMetrics> {
                 decode_contexts: (0..32).map(|seq| 900 + seq * 17 + i as u32).collect(),
             },
             requests: None,
+            phases: None,
         })
         .collect()
 }

@@ -90,8 +90,9 @@ impl Executor for Clock {
     fn now(&self) -> Nanos {
         self.0
     }
-    fn wait_until(&mut self, time: Nanos) {
+    fn wait_until(&mut self, time: Nanos) -> Result<(), Infallible> {
         self.0 = self.0.max(time);
+        Ok(())
     }
     fn admit(&mut self, _: SequenceId, _: &WorkloadRequest) -> Result<(), Infallible> {
         Ok(())

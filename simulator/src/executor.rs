@@ -223,10 +223,11 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
         self.clock
     }
 
-    fn wait_until(&mut self, time: Nanos) {
+    fn wait_until(&mut self, time: Nanos) -> Result<(), StepTimeError> {
         self.clock = self.clock.max(time);
         self.is_after_idle |= self.in_flight.is_empty()
             && self.clock.saturating_since(self.last_end) >= self.costs.idle_threshold;
+        Ok(())
     }
 
     fn admit(&mut self, _id: SequenceId, request: &WorkloadRequest) -> Result<(), StepTimeError> {

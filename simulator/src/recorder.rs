@@ -159,6 +159,7 @@ pub trait Recorder {
 #[derive(Clone, Debug, Default)]
 pub struct RunRecorder {
     keeps_steps: bool,
+    keeps_step_requests: bool,
     outcomes: Vec<Outcome>,
     replicas: Vec<ReplicaLog>,
 }
@@ -185,6 +186,12 @@ impl RunRecorder {
         Self { keeps_steps: true, ..Self::default() }
     }
 
+    /// Keeps every step with its batch and its requests, too.
+    #[must_use]
+    pub fn with_step_requests() -> Self {
+        Self { keeps_steps: true, keeps_step_requests: true, ..Self::default() }
+    }
+
     /// What was kept, requests in order of arrival.
     #[must_use]
     pub fn into_served(mut self) -> Served {
@@ -206,14 +213,16 @@ impl Recorder for RunRecorder {
         self.keeps_steps
     }
 
-    fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, _requests: &RequestIds<'_>) {
+    fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
         if self.keeps_steps {
+            let requests = self.keeps_step_requests.then(|| step_requests(step, &record.state, requests));
             self.log(record.replica).steps.push(StepMetrics {
                 step_start_ns: record.start,
                 step_duration_ns: Nanos::ZERO,
                 schedule_ns: record.schedule,
                 batch: step.batch(),
-                requests: None,
+                requests,
+                phases: None,
             });
         }
     }

@@ -173,6 +173,12 @@ impl<E: Executor> Replica<E> {
         &self.executor
     }
 
+    /// What ran its steps.
+    #[must_use]
+    pub fn into_executor(self) -> E {
+        self.executor
+    }
+
     /// What it did so far.
     #[must_use]
     pub fn counts(&self) -> ReplicaCounts {
@@ -235,7 +241,7 @@ impl<E: Executor> Replica<E> {
                 if next.ready >= horizon {
                     return Ok(());
                 }
-                self.executor.wait_until(next.ready);
+                self.executor.wait_until(next.ready).map_err(ServeError::Executor)?;
                 continue;
             }
             if !recorder.wants_batches() && self.in_flight.is_empty() && self.decode_on(horizon, recorder)? {
@@ -248,6 +254,19 @@ impl<E: Executor> Replica<E> {
                 let end = self.executor.finish().map_err(ServeError::Executor)?;
                 self.finishing = Some((oldest, end));
             }
+        }
+    }
+
+    /// Ends a run early, after an error: tells of every request that was taken in and is not done, and of those still
+    /// on their way, with the tokens that each has.
+    pub fn abandon<R: Recorder>(&mut self, recorder: &mut R) {
+        let unfinished = mem::take(&mut self.progress).into_iter();
+        let unfinished = unfinished.filter(|progress| progress.request.num_prefill_tokens > 0);
+        for progress in unfinished {
+            recorder.request(progress.outcome(self.number));
+        }
+        for Arrival { request, index, .. } in self.inbox.drain(..) {
+            recorder.request(Outcome { index, replica: self.number, request, ..Outcome::default() });
         }
     }
 

@@ -25,7 +25,10 @@ pub trait Executor {
     fn now(&self) -> Nanos;
 
     /// Lets time pass until `time`, with nothing to do; afterwards `now` is not before it.
-    fn wait_until(&mut self, time: Nanos);
+    ///
+    /// # Errors
+    /// When the engine is to stop.
+    fn wait_until(&mut self, time: Nanos) -> Result<(), Self::Error>;
 
     /// Takes in a request that the scheduler has accepted as sequence `id`.
     ///
@@ -89,8 +92,8 @@ impl<E: Executor + ?Sized> Executor for &mut E {
         (**self).now()
     }
 
-    fn wait_until(&mut self, time: Nanos) {
-        (**self).wait_until(time);
+    fn wait_until(&mut self, time: Nanos) -> Result<(), E::Error> {
+        (**self).wait_until(time)
     }
 
     fn admit(&mut self, id: SequenceId, request: &WorkloadRequest) -> Result<(), E::Error> {

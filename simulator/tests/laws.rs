@@ -66,9 +66,10 @@ impl<T: OperatorTimes> Executor for Watched<'_, T> {
         self.inner.now()
     }
 
-    fn wait_until(&mut self, time: Nanos) {
-        self.inner.wait_until(time);
+    fn wait_until(&mut self, time: Nanos) -> Result<(), Self::Error> {
+        self.inner.wait_until(time)?;
         assert!(self.inner.now() >= time);
+        Ok(())
     }
 
     fn admit(&mut self, id: SequenceId, request: &WorkloadRequest) -> Result<(), Self::Error> {

@@ -192,6 +192,7 @@ impl Recorder for Reporter {
                 schedule_ns: record.schedule,
                 batch: step.batch(),
                 requests: Some(step_requests(step, &record.state, requests)),
+                phases: None,
             };
             self.replica(record.replica).in_flight.push_back(step);
         }
@@ -259,7 +260,13 @@ pub fn request_row(outcome: &Outcome, backend: &str) -> RequestMetrics {
         num_prefill_tokens: request.num_prefill_tokens,
         num_decode_tokens: request.num_decode_tokens,
         num_decode_tokens_actual: outcome.num_tokens,
-        status: if outcome.rejection.is_some() { RequestStatus::Rejected } else { RequestStatus::Ok },
+        status: if outcome.rejection.is_some() {
+            RequestStatus::Rejected
+        } else if outcome.num_tokens < request.num_decode_tokens {
+            RequestStatus::Incomplete
+        } else {
+            RequestStatus::Ok
+        },
         backend: backend.to_owned(),
     }
 }
