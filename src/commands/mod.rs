@@ -10,8 +10,10 @@ mod bundle_judge;
 mod bundle_lint;
 mod calibrate;
 mod compare;
+mod generate;
 mod host;
 mod profile;
+mod real;
 mod search;
 mod simulate;
 mod train;
@@ -52,6 +54,8 @@ enum Command {
     Bundle(bundle::Args),
     Workload(workload::Args),
     Simulate(simulate::Args),
+    Real(Box<real::Args>),
+    Generate(Box<generate::Args>),
     Search(Box<search::Args>),
     Compare(compare::Args),
     Calibrate(calibrate::Args),
@@ -72,6 +76,8 @@ impl Cli {
             Command::Bundle(args) => bundle::run(args, output),
             Command::Workload(args) => workload::run(args, output),
             Command::Simulate(args) => simulate::run(args, output),
+            Command::Real(args) => real::run(args, output),
+            Command::Generate(args) => generate::run(args, output),
             Command::Search(args) => search::run(args, output),
             Command::Compare(args) => compare::run(args, output),
             Command::Calibrate(args) => calibrate::run(args, output),

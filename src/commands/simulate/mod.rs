@@ -264,6 +264,7 @@ impl Scenario {
             seed: Some(args.seed),
             host,
             host_factor: used,
+            conduct: None,
         };
         Ok(Self { kinds, gpus, routing, options, requests, info })
     }
