@@ -41,14 +41,15 @@ def write(folder, keys):
         json.dump(keys, file)
     config = AutoConfig.from_pretrained(folder)
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
     # Norms that are all ones would hide which weight is used where.
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.add_(0.2 * torch.randn_like(parameter))
     # Several shards, as large models have.
     model.save_pretrained(folder, max_shard_size="300MB")
-    model = model.to("cuda").eval()
+    model.eval()
     tensors = {}
     generator = torch.Generator().manual_seed(11)
     sequences = []

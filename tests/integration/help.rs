@@ -20,6 +20,8 @@ fn help_texts_are_as_reviewed() {
         "bundle",
         "workload",
         "simulate",
+        "real",
+        "generate",
         "search",
         "compare",
         "calibrate",

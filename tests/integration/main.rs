@@ -13,6 +13,7 @@ mod lint;
 mod mutation;
 mod parallel;
 mod pipeline;
+mod real;
 mod recipe;
 mod repeatability;
 mod resume;
