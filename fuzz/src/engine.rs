@@ -106,6 +106,7 @@ pub fn deployment() -> Deployment {
         long_prefill_token_threshold: 0,
         async_scheduling: false,
         cudagraph_sizes: vec![],
+        cudagraph_mode: plumbline_schema::CudagraphMode::default(),
     }
 }
 

@@ -22,6 +22,24 @@ pub enum EngineMode {
     Graph,
 }
 
+/// Which steps are CUDA graphs in graph mode, by vLLM's names (vLLM 0.24.0, `vllm/config/compilation.py`,
+/// `CUDAGraphMode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum CudagraphMode {
+    /// None.
+    None,
+    /// All are pieces, with attention between them.
+    Piecewise,
+    /// All are whole.
+    Full,
+    /// Decodes alone are whole; all else is launched kernel by kernel.
+    FullDecodeOnly,
+    /// Decodes alone are whole; all else is pieces.
+    #[default]
+    FullAndPiecewise,
+}
+
 /// A deployment, with the key names of a run's `engine.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployment {
@@ -60,6 +78,14 @@ pub struct Deployment {
     /// Captured batch sizes in tokens, ascending; empty in eager mode.
     #[serde(default)]
     pub cudagraph_sizes: Vec<u32>,
+    /// Which steps are graphs, in graph mode.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub cudagraph_mode: CudagraphMode,
+}
+
+/// What a deployment that does not say has, so that it goes without saying.
+fn is_usual(mode: &CudagraphMode) -> bool {
+    *mode == CudagraphMode::default()
 }
 
 fn one() -> u32 {
@@ -131,6 +157,7 @@ impl Deployment {
                     [1, 2, 4].into_iter().chain((8..256).step_by(8)).chain((256..=512).step_by(16)).collect()
                 }
             },
+            cudagraph_mode: CudagraphMode::default(),
         }
     }
 
@@ -182,5 +209,12 @@ mod tests {
         assert!((1.0..1.1).contains(&ratio), "{ratio}");
         let eager = Deployment::defaults(&model, &gpu, EngineMode::Eager).unwrap();
         assert!(eager.cudagraph_sizes.is_empty());
+        // What is usual goes without saying; anything else is written.
+        let text = serde_json::to_string(&deployment).unwrap();
+        assert!(!text.contains("cudagraph_mode"));
+        let other = Deployment { cudagraph_mode: CudagraphMode::FullDecodeOnly, ..deployment };
+        let text = serde_json::to_string(&other).unwrap();
+        assert!(text.contains(r#""cudagraph_mode":"FULL_DECODE_ONLY""#));
+        assert_eq!(serde_json::from_str::<Deployment>(&text).unwrap(), other);
     }
 }

@@ -21,7 +21,7 @@ pub mod units;
 pub mod workload;
 
 pub use batch::{AttentionLoad, BatchShape, PrefillChunk, StepBatch};
-pub use deployment::{Deployment, EngineMode};
+pub use deployment::{CudagraphMode, Deployment, EngineMode};
 pub use error::{InputError, Location};
 pub use forward::{OperatorCall, forward_pass};
 pub use gpu::GpuSpec;

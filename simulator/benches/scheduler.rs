@@ -36,6 +36,7 @@ fn scheduler(kind: SchedulerKind) -> Result<Box<dyn Scheduler>, SchedulerError> 
         long_prefill_token_threshold: 0,
         async_scheduling: false,
         cudagraph_sizes: vec![],
+        cudagraph_mode: plumbline_schema::CudagraphMode::default(),
     })
 }
 

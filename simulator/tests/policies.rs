@@ -56,6 +56,7 @@ prop_compose! {
             long_prefill_token_threshold: 0,
             async_scheduling: false,
             cudagraph_sizes: vec![],
+            cudagraph_mode: plumbline_schema::CudagraphMode::default(),
         }
     }
 }

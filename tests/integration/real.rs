@@ -22,7 +22,10 @@ fn a_model_without_weights_is_refused_with_what_to_say() {
     let args = ["real", "--backend", "native", "--model", "qwen3-0.6b", "--workload", &workload];
     let (code, stdout, stderr) = run(&[&args[..], &["--out", arg(&out)]].concat());
     assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
-    assert!(stderr.contains("expected a folder with weights") && stderr.contains("--weights random"), "{stderr}");
+    assert!(
+        stderr.contains("expected a folder with weights") && stderr.contains("--weights random"),
+        "{stderr}"
+    );
     assert!(!out.exists());
 }
 
@@ -71,7 +74,8 @@ fn a_text_needs_a_tokenizer() {
     let folder = tempfile::tempdir().expect("folder");
     fs::write(folder.path().join("tokenizer.json"), "{}").expect("file");
     let args = ["generate", "--model", "qwen3-0.6b", "--weights", "random", "--prompt", "a"];
-    for (tokenizer, expected) in [(folder.path().join("gone"), "gone"), (folder.path().to_path_buf(), "tokenizer.json")]
+    for (tokenizer, expected) in
+        [(folder.path().join("gone"), "gone"), (folder.path().to_path_buf(), "tokenizer.json")]
     {
         let (code, _, stderr) = run(&[&args[..], &["--tokenizer", arg(&tokenizer)]].concat());
         assert_eq!(code, 2, "{stderr}");

@@ -316,6 +316,7 @@ fn any_deployment() -> Deployment {
         long_prefill_token_threshold: 0,
         async_scheduling: false,
         cudagraph_sizes: vec![1, 2, 4, 8],
+        cudagraph_mode: plumbline_schema::CudagraphMode::default(),
     }
 }
 
