@@ -69,6 +69,42 @@ pub struct Forest {
 }
 
 impl Tree {
+    /// See [`Forest::without`].
+    fn without(&self, known: &[(u16, f32)]) -> Self {
+        // Where a walk that comes to a node is asked next.
+        let asked_next = |mut place: usize| {
+            loop {
+                let node = &self.nodes[place];
+                let value = known.iter().find(|(feature, _)| *feature == node.feature);
+                match value {
+                    Some((_, x)) if node.left != 0 => {
+                        place = node.left as usize + usize::from(*x > node.threshold);
+                    }
+                    _ => break *node,
+                }
+            }
+        };
+        // Children lie behind their parent, so one pass finds all that are left, and their order stays.
+        let mut is_left = vec![false; self.nodes.len()];
+        is_left[0] = true;
+        let mut nodes = Vec::new();
+        let mut places = Vec::with_capacity(self.nodes.len());
+        for place in 0..self.nodes.len() {
+            places.push(nodes.len() as u32);
+            if is_left[place] {
+                let node = asked_next(place);
+                nodes.push(node);
+                if node.left != 0 {
+                    is_left[node.left as usize..][..2].fill(true);
+                }
+            }
+        }
+        for node in &mut nodes {
+            node.left = places[node.left as usize];
+        }
+        Self { nodes }
+    }
+
     /// The value of the leaf that `x` falls into.
     #[must_use]
     pub fn predict(&self, x: &[f32]) -> f32 {
@@ -127,6 +163,13 @@ impl Forest {
         let rest: f64 = groups.remainder().iter().map(|tree| f64::from(tree.predict(x))).sum();
         let sum: f64 = groups.map(|trees| walk_together(trees, x)).sum();
         (sum + rest) / self.trees.len() as f64
+    }
+
+    /// The forest as rows see it that have these values of some features: without the nodes that compare them. It
+    /// answers such rows as this one does; this one must have passed [`Self::check`].
+    pub(crate) fn without(&self, known: &[(u16, f32)]) -> Self {
+        let trees = self.trees.iter().map(|tree| tree.without(known)).collect();
+        Self { num_features: self.num_features, trees }
     }
 
     /// Checks that every prediction ends inside the arrays; call it on anything read from a file.
@@ -206,6 +249,28 @@ mod tests {
             assert!((forest.predict(&x) - f64::midpoint(tree, 4.0)).abs() < 1e-12);
         }
         assert_eq!(read(&serde_json::to_string(&forest).unwrap()).unwrap(), forest);
+    }
+
+    #[test]
+    fn what_is_known_of_rows_is_asked_no_more() {
+        // x[1] <= 2.5: x[0] <= 0 gives 1, else 2; otherwise x[1] <= 4 gives 2, else 5.
+        let text = r#"{"num_features":2,"trees":[
+            {"feature":[1,0,1,0,0,0],"threshold":[2.5,0.0,4.0,1.0,2.0,5.0],"left":[1,3,4,0,0,0]},
+            {"feature":[0],"threshold":[4.0],"left":[0]}]}"#;
+        let forest = read(text).unwrap();
+        for (feature, known, lens) in [(1, 2.0, [3, 1]), (1, 3.0, [1, 1]), (0, 1.0, [5, 1]), (7, 0.0, [6, 1])]
+        {
+            let less = forest.without(&[(feature, known)]);
+            less.check().unwrap();
+            assert_eq!(less.trees.iter().map(|tree| tree.nodes.len()).collect::<Vec<_>>(), lens);
+            for other in [-1.0, 0.5, 2.7, 4.5] {
+                let mut x = [other; 2];
+                if let Some(x) = x.get_mut(usize::from(feature)) {
+                    *x = known;
+                }
+                assert_eq!(less.predict(&x).to_bits(), forest.predict(&x).to_bits(), "{x:?}");
+            }
+        }
     }
 
     #[test]

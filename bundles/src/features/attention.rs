@@ -2,12 +2,14 @@
 //!
 //! A load tells sums over its sequences, so chunks are taken to be alike, and so are all decodes but the longest.
 
+use std::borrow::Cow;
+
 use plumbline_schema::{
     AttentionLoad, GpuSpec, Heads,
     roofline::{Sides, tensor_flops_per_s},
 };
 
-use super::{BF16_BYTES, NOMINAL_NS, Row, Scale, ceil, compute_ns, wave_fill};
+use super::{BF16_BYTES, NOMINAL_NS, Row, Scale, ceil, logarithm, wave_fill};
 
 /// Keys that a thread block of a prefill kernel takes at a time: a step.
 const STEP_KEYS: f64 = 128.0;
@@ -76,31 +78,26 @@ pub(super) const PARTS: [&str; 20] = [
 ];
 
 pub(super) fn parts_ns(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Row<f64> {
-    Row::from_slice(&Launch::new(heads, load, gpu).parts_ns())
+    Row::from_slice(&Launches::new(heads, Cow::Borrowed(gpu)).launch(load).parts_ns())
 }
 
 /// A launch as a GPU cuts it into thread blocks: what parts and features are made of.
-struct Launch {
-    heads: Heads,
+pub(crate) struct Launch<'a> {
+    launches: &'a Launches<'a>,
     load: AttentionLoad,
     sides: Sides,
     prefill: Prefill,
-    blocks: DecodeBlocks,
     decode: Decode,
-    memory: Memory,
 }
 
-impl Launch {
-    fn new(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Self {
-        let sides = sides(heads, load, tensor_flops_per_s(gpu), gpu);
-        let blocks = DecodeBlocks::new(heads, gpu);
-        let (prefill, decode) = (Prefill::new(heads, load, gpu), Decode::new(&blocks, load));
-        Self { heads, load, sides, prefill, blocks, decode, memory: Memory::new(heads, gpu) }
+impl Launch<'_> {
+    pub(crate) fn sides(&self) -> Sides {
+        self.sides
     }
 
     /// In the order of [`PARTS`].
-    fn parts_ns(&self) -> [f64; PARTS.len()] {
-        let Self { load, sides, prefill, blocks, decode, memory, .. } = self;
+    pub(crate) fn parts_ns(&self) -> [f64; PARTS.len()] {
+        let Self { launches: Launches { blocks, memory, .. }, load, sides, prefill, decode } = self;
         let is_mixed = load.num_prefill_seqs > 0 && load.num_decode_seqs > 0;
         let path = prefill.steps_per_sm.max(prefill.longest_steps);
         let [roofline, decode_memory, decode_reads, decode_waves, decode_steps, is_split, decode_joins] =
@@ -130,18 +127,13 @@ impl Launch {
     }
 
     /// In the order of [`FEATURES`].
-    fn features(&self, overhead_ns: f64) -> Row<f32> {
-        let arguments = self.arguments(overhead_ns);
-        let mut row = [0.0; FEATURES.len()];
-        for (x, (argument, scale)) in row.iter_mut().zip(arguments.into_iter().zip(SCALES)) {
-            *x = scale.of(argument);
-        }
-        Row::from_slice(&row)
+    pub(crate) fn features(&self, overhead_ns: f64) -> [f32; FEATURES.len()] {
+        logarithm::all(&SCALES, &self.arguments(overhead_ns))
     }
 
     /// The numbers that [`FEATURES`] tell, each in the way of [`SCALES`].
     fn arguments(&self, overhead_ns: f64) -> [f64; FEATURES.len()] {
-        let Self { heads, load, sides, prefill, blocks, decode, memory } = self;
+        let Self { launches: Launches { heads, blocks, memory, .. }, load, sides, prefill, decode } = self;
         let tokens = f64::from(load.num_prefill_tokens);
         let prefill_ns = (prefill.steps_per_sm * prefill.step_products_ns).max(prefill.memory_ns);
         let decode_ns = memory.ns(f64::from(load.num_decode_seqs), load.decode_kv_tokens as f64);
@@ -198,12 +190,6 @@ impl Launch {
     }
 }
 
-/// The roofline's sides, `flops_per_s` being [`tensor_flops_per_s`].
-#[inline]
-fn sides(heads: Heads, load: AttentionLoad, flops_per_s: f64, gpu: &GpuSpec) -> Sides {
-    Sides::new(heads.attention_flops(load), heads.attention_bytes(load), flops_per_s, gpu)
-}
-
 /// [`NOMINAL_NS`] where a condition holds.
 fn nominal_ns(condition: bool) -> f64 {
     if condition { NOMINAL_NS } else { 0.0 }
@@ -243,7 +229,8 @@ struct Prefill {
 }
 
 impl Prefill {
-    fn new(heads: Heads, load: AttentionLoad, gpu: &GpuSpec) -> Self {
+    fn new(launches: &Launches<'_>, load: AttentionLoad) -> Self {
+        let (Launches { heads, memory, flops_per_s, .. }, gpu) = (launches, &*launches.gpu);
         let (num_sms, q_heads) = (f64::from(gpu.num_sms), f64::from(heads.num_q_heads));
         let (tokens, chunks) = (f64::from(load.num_prefill_tokens), f64::from(load.num_prefill_seqs));
         let chunk = (tokens / chunks.max(1.0)).max(1.0);
@@ -268,7 +255,7 @@ impl Prefill {
         let step_flops = 4.0 * f64::from(heads.head_dim) * rows * STEP_KEYS;
         let exp_flops = rows * STEP_KEYS * FLOPS_PER_EXP;
         Self {
-            memory_ns: Memory::new(heads, gpu).ns(tokens, load.prefill_kv_tokens as f64),
+            memory_ns: memory.ns(tokens, load.prefill_kv_tokens as f64),
             steps_per_sm: mean_steps * blocks / num_sms,
             longest_steps: ceil(longest / parts),
             has_room,
@@ -281,7 +268,7 @@ impl Prefill {
             tile_fill: chunk / (tiles_per_chunk * rows),
             chunk: tokens / chunks.max(1.0),
             skew: (of_chunks + chunk) / (of_tokens + chunk),
-            step_products_ns: compute_ns(step_flops, gpu) * num_sms,
+            step_products_ns: step_flops / flops_per_s * 1e9 * num_sms,
             step_exps_ns: exp_flops / gpu.fp32_flops_per_s * num_sms * 1e9,
         }
     }
@@ -485,7 +472,7 @@ pub(crate) const SCALES: [Scale; FEATURES.len()] = {
 };
 
 pub(super) fn features(heads: Heads, load: AttentionLoad, gpu: &GpuSpec, overhead_ns: f64) -> Row<f32> {
-    Launch::new(heads, load, gpu).features(overhead_ns)
+    Row::from_slice(&Launches::new(heads, Cow::Borrowed(gpu)).launch(load).features(overhead_ns))
 }
 
 pub(super) fn features_and_parts(
@@ -494,37 +481,49 @@ pub(super) fn features_and_parts(
     gpu: &GpuSpec,
     overhead_ns: f64,
 ) -> (Row<f32>, Row<f64>) {
-    let launch = Launch::new(heads, load, gpu);
-    (launch.features(overhead_ns), Row::from_slice(&launch.parts_ns()))
+    let launches = Launches::new(heads, Cow::Borrowed(gpu));
+    let launch = launches.launch(load);
+    (Row::from_slice(&launch.features(overhead_ns)), Row::from_slice(&launch.parts_ns()))
 }
 
+/// The [`FEATURES`] that the heads decide, by their places: they come first.
+pub(crate) const HEADS_FEATURES: std::ops::Range<usize> = 0..3;
 /// The [`FEATURES`] in which launches of decodes alone differ when heads and GPU are the same, by their places.
 pub(crate) const DECODE_FEATURES: [usize; 14] = [8, 9, 10, 11, 12, 14, 15, 24, 25, 26, 27, 28, 29, 31];
 /// The [`PARTS`] that launches of decodes alone have, by their places; all others are 0.
 pub(crate) const DECODE_PARTS: [usize; 7] = [0, 8, 9, 10, 11, 12, 13];
 
-/// Launches of decodes alone, of the same heads on the same GPU: asked for step after step, so what they share is
-/// computed once.
+/// Launches of the same heads on the same GPU: asked for step after step, so what they share is computed once.
 #[derive(Clone, Debug)]
-pub(crate) struct DecodeLaunches {
+pub(crate) struct Launches<'a> {
     heads: Heads,
-    gpu: GpuSpec,
+    gpu: Cow<'a, GpuSpec>,
+    /// [`tensor_flops_per_s`].
     flops_per_s: f64,
     blocks: DecodeBlocks,
     memory: Memory,
 }
 
-impl DecodeLaunches {
-    pub(crate) fn new(heads: Heads, gpu: &GpuSpec) -> Self {
-        let (blocks, memory) = (DecodeBlocks::new(heads, gpu), Memory::new(heads, gpu));
-        Self { heads, gpu: gpu.clone(), flops_per_s: tensor_flops_per_s(gpu), blocks, memory }
+impl<'a> Launches<'a> {
+    pub(crate) fn new(heads: Heads, gpu: Cow<'a, GpuSpec>) -> Self {
+        let (blocks, memory) = (DecodeBlocks::new(heads, &gpu), Memory::new(heads, &gpu));
+        Self { heads, flops_per_s: tensor_flops_per_s(&gpu), gpu, blocks, memory }
     }
 
+    pub(crate) fn launch(&'a self, load: AttentionLoad) -> Launch<'a> {
+        let (sides, prefill, decode) = (self.sides(load), Prefill::new(self, load), self.cut(load));
+        Launch { launches: self, load, sides, prefill, decode }
+    }
+
+    /// The roofline's sides.
     #[inline]
     pub(crate) fn sides(&self, load: AttentionLoad) -> Sides {
-        sides(self.heads, load, self.flops_per_s, &self.gpu)
+        let Self { heads, gpu, flops_per_s, .. } = self;
+        Sides::new(heads.attention_flops(load), heads.attention_bytes(load), *flops_per_s, gpu)
     }
 
+    /// How decodes are cut.
+    #[inline]
     pub(crate) fn cut(&self, load: AttentionLoad) -> Decode {
         Decode::new(&self.blocks, load)
     }
@@ -544,7 +543,7 @@ impl DecodeLaunches {
         of_longest.min(of_others).min(of_mean).floor()
     }
 
-    /// Numbers of [`DECODE_FEATURES`].
+    /// Numbers of [`DECODE_FEATURES`] of decodes alone.
     #[inline]
     pub(crate) fn arguments(
         &self,
@@ -556,7 +555,7 @@ impl DecodeLaunches {
         cut.arguments(&self.blocks, load, sides, &self.memory, overhead_ns)
     }
 
-    /// [`DECODE_PARTS`] in ns.
+    /// [`DECODE_PARTS`] of decodes alone, in ns.
     #[inline]
     pub(crate) fn parts_ns(
         &self,

@@ -188,7 +188,7 @@ proptest! {
         let row = |load| features(&OperatorShape::Attention { heads, load }, &gpu(), 2000.0);
         let (row_of_one, row) = (row(one), row(load));
         let parts = parts_ns(&OperatorShape::Attention { heads, load }, &gpu());
-        let launches = DecodeLaunches::new(heads, &gpu());
+        let launches = Launches::new(heads, std::borrow::Cow::Owned(gpu()));
         let (cut, sides) = (launches.cut(load), launches.sides(load));
         let (arguments, decode_parts) = (launches.arguments(load, &cut, sides, 2000.0), launches.parts_ns(load, &cut, sides));
         for (i, (&x, &of_one)) in row.as_slice().iter().zip(row_of_one.as_slice()).enumerate() {

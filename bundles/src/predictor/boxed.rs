@@ -8,7 +8,7 @@ use crate::{
 
 /// Numbers that launches of decodes alone differ in.
 const WIDTH: usize = DECODE_FEATURES.len();
-/// The numbers themselves, as [`DecodeLaunches::numbers`](crate::features::DecodeLaunches::numbers) orders them.
+/// The numbers themselves, as [`Launches::arguments`](crate::features::Launches::arguments) orders them.
 pub(super) type Arguments = [f64; WIDTH];
 
 /// Most leaves and nodes of the trees that are left, 2 MB in all; a file may say anything.
@@ -186,7 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::features::{DecodeLaunches, features};
+    use crate::features::{Launches, features};
 
     fn scale() -> impl Strategy<Value = Scale> {
         prop::sample::select(vec![Scale::Ln, Scale::Ln1p, Scale::Plain])
@@ -263,7 +263,7 @@ mod tests {
             let forest = Forest { num_features: 32, trees: trees.into_iter().map(grow).collect() };
             prop_assert_eq!(forest.check(), Ok(()));
             let boxed = BoxedForest::new(&forest, &rows[0]).unwrap();
-            let launches = DecodeLaunches::new(HEADS, &gpu);
+            let launches = Launches::new(HEADS, std::borrow::Cow::Borrowed(&gpu));
             let arguments = |load| {
                 launches.arguments(load, &launches.cut(load), launches.sides(load), OVERHEAD_NS)
             };

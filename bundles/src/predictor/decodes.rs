@@ -1,5 +1,7 @@
 //! Attention of decodes alone, as a simulator asks for it step after step: no load comes twice, but the next one is near.
 
+use std::borrow::Cow;
+
 use plumbline_schema::{AttentionLoad, Heads, Operator, OperatorShape};
 
 use super::{
@@ -8,72 +10,19 @@ use super::{
     domain::Place,
 };
 use crate::features::{
-    DECODE_FEATURES, DECODE_PARTS, Decode, DecodeLaunches, batch_columns, feature_names, features, joined,
+    DECODE_FEATURES, DECODE_PARTS, Decode, Launches, batch_columns, feature_names, features, joined,
     part_norm, shape_values,
 };
 
 const ATTENTION: Operator = Operator::Attention;
 
-/// Predicts decodes of a few layouts of heads; an answer is that of [`Predictors::predict_in_step`], bit for bit.
-#[derive(Debug, Default)]
-pub(super) struct Decodes {
-    /// Last used first; a layout whose decodes are asked of the predictors themselves has `None`.
-    layouts: Vec<(Heads, Option<Box<Layout>>)>,
-}
-
-/// Most layouts, 0.1 MB each by shipped bundles; a simulation needs one.
-const MAX_LAYOUTS: usize = 4;
-
-impl Decodes {
-    /// A load that is near one that was asked before; `None` for all others and for all refusals.
-    #[inline]
-    pub(super) fn predict(
-        &mut self,
-        predictors: &Predictors,
-        heads: Heads,
-        load: AttentionLoad,
-        out_of_domain: OutOfDomain,
-    ) -> Option<Prediction> {
-        if self.layouts.first().is_none_or(|(first, _)| *first != heads) {
-            self.bring_to_front(predictors, heads)?;
-        }
-        self.layouts[0].1.as_mut()?.predict(predictors, load, out_of_domain)
-    }
-
-    /// The load that [`Self::predict`] has just been asked for and did not know, which takes several times as long; `None`
-    /// for what must be asked of the predictors.
-    pub(super) fn learn(
-        &mut self,
-        predictors: &Predictors,
-        heads: Heads,
-        load: AttentionLoad,
-        out_of_domain: OutOfDomain,
-    ) -> Option<Prediction> {
-        let (_, layout) = self.layouts.first_mut().filter(|(first, _)| *first == heads)?;
-        layout.as_mut()?.learn(predictors, load, out_of_domain)
-    }
-
-    #[cold]
-    fn bring_to_front(&mut self, predictors: &Predictors, heads: Heads) -> Option<()> {
-        let index = self.layouts.iter().position(|(other, _)| *other == heads);
-        let index = index.or_else(|| {
-            (self.layouts.len() < MAX_LAYOUTS).then(|| {
-                self.layouts.push((heads, Layout::new(predictors, heads).map(Box::new)));
-                self.layouts.len() - 1
-            })
-        })?;
-        self.layouts.swap(0, index);
-        Some(())
-    }
-}
-
-/// Decodes of one layout of heads.
+/// Predicts decodes of one layout of heads; an answer is that of [`Predictors::predict_in_step`], bit for bit.
 #[derive(Debug)]
-struct Layout {
+pub(super) struct Decodes {
     heads: Heads,
     /// Features are of the GPU that was measured, parts of the baseline of the one that is asked about.
-    measured: DecodeLaunches,
-    asked: DecodeLaunches,
+    measured: Launches<'static>,
+    asked: Launches<'static>,
     is_transferred: bool,
     /// The fixed costs of a launch on the two.
     measured_overhead_ns: f64,
@@ -85,8 +34,6 @@ struct Layout {
     /// Last used first.
     regions: Vec<(Region, Known)>,
     last: Option<Run>,
-    /// The load that was asked last, where it is in no region.
-    unknown: Option<Asked>,
 }
 
 /// A load, how it is cut, and the numbers of its features.
@@ -152,9 +99,9 @@ fn grown(load: AttentionLoad, steps: u32) -> AttentionLoad {
     }
 }
 
-impl Layout {
+impl Decodes {
     /// `None` where decodes cannot be told apart by regions.
-    fn new(predictors: &Predictors, heads: Heads) -> Option<Self> {
+    pub(super) fn new(predictors: &Predictors, heads: Heads) -> Option<Self> {
         let predictor = predictors.get(ATTENTION)?;
         let domain = LayoutDomain::new(predictors, predictor, heads)?;
         let from = predictor.transferred_from.as_ref();
@@ -165,8 +112,8 @@ impl Layout {
         let row = features(&OperatorShape::Attention { heads, load: one }, gpu, measured_overhead_ns);
         Some(Self {
             heads,
-            measured: DecodeLaunches::new(heads, gpu),
-            asked: DecodeLaunches::new(heads, predictors.gpu()),
+            measured: Launches::new(heads, Cow::Owned(gpu.clone())),
+            asked: Launches::new(heads, Cow::Owned(predictors.gpu().clone())),
             is_transferred: from.is_some(),
             measured_overhead_ns,
             overhead_ns: predictor.overhead_ns,
@@ -175,12 +122,12 @@ impl Layout {
             domain,
             regions: Vec::new(),
             last: None,
-            unknown: None,
         })
     }
 
+    /// `None` for what must be asked of the predictors, refusals among them.
     #[inline]
-    fn predict(
+    pub(super) fn predict(
         &mut self,
         predictors: &Predictors,
         load: AttentionLoad,
@@ -188,22 +135,8 @@ impl Layout {
     ) -> Option<Prediction> {
         let is_on_the_way = |run: &Run| run.steps_to(load).is_some_and(|steps| steps <= run.num_steps);
         if !self.last.as_ref().is_some_and(is_on_the_way) {
-            self.find(load)?;
+            self.find(predictors, load)?;
         }
-        self.answer(predictors, load, out_of_domain)
-    }
-
-    fn learn(
-        &mut self,
-        predictors: &Predictors,
-        load: AttentionLoad,
-        out_of_domain: OutOfDomain,
-    ) -> Option<Prediction> {
-        let asked = self.unknown.take().filter(|asked| asked.load == load)?;
-        let known = self.discover(predictors.get(ATTENTION)?, &asked)?;
-        self.regions.truncate(MAX_REGIONS - 1);
-        self.regions.push(known);
-        self.follow(&asked, self.regions.len() - 1);
         self.answer(predictors, load, out_of_domain)
     }
 
@@ -238,16 +171,20 @@ impl Layout {
         Some(predictor.ratio(predictor.faded(ln_ratio, values.as_slice())))
     }
 
-    /// Looks for a load's region.
-    fn find(&mut self, load: AttentionLoad) -> Option<()> {
-        self.unknown = None;
+    /// Looks for a load's region, or finds out about it, which takes several times as long.
+    fn find(&mut self, predictors: &Predictors, load: AttentionLoad) -> Option<()> {
         let asked = self.ask(load)?;
         let region = self.regions.iter().position(|(region, _)| region.contains(&asked.arguments));
-        match region {
-            Some(region) => self.follow(&asked, region),
-            None => self.unknown = Some(asked),
-        }
-        region.map(|_| ())
+        let region = if let Some(region) = region {
+            region
+        } else {
+            let known = self.discover(predictors.get(ATTENTION)?, &asked)?;
+            self.regions.truncate(MAX_REGIONS - 1);
+            self.regions.push(known);
+            self.regions.len() - 1
+        };
+        self.follow(&asked, region);
+        Some(())
     }
 
     /// Makes a load the last one. Where it follows the one before, looks how far the next ones are like it.
@@ -257,7 +194,7 @@ impl Layout {
         let follows = self.last.as_ref().is_some_and(|run| run.steps_to(load) == Some(run.num_steps + 1));
         let mut num_steps = 0;
         if follows {
-            let steps = |launches: &DecodeLaunches, cut| launches.steps_of_cut(load, cut);
+            let steps = |launches: &Launches<'_>, cut| launches.steps_of_cut(load, cut);
             let of_cuts = steps(&self.measured, &cuts.measured).min(steps(&self.asked, &cuts.asked));
             num_steps = of_cuts.clamp(0.0, MAX_STEPS) as u32;
         }
@@ -343,11 +280,6 @@ impl LayoutDomain {
             return None;
         }
         let batch = batch_columns(ATTENTION);
-        // A batch of several numbers lies in its layout wherever it lies.
-        let inside = match domain.place(ATTENTION, &[&own, &domain.min[batch.clone()]].concat()) {
-            Place::Measured(_) => Place::MeasuredLayout,
-            place => place,
-        };
         let is_of_decodes =
             |values: &&[u64]| values[batch.start..NUMBERS[0].0].iter().all(|&value| value == 0);
         let rows = domain.shapes.chunks_exact(domain.columns.len());
@@ -359,7 +291,7 @@ impl LayoutDomain {
         let headroom = f64::from(gpu.max_clock_mhz) / f64::from(gpu.boost_clock_mhz);
         let most = if is_slowed { (1.0 - 1e-9) / headroom } else { f64::INFINITY };
         Some(Self {
-            inside,
+            inside: domain.place_inside(ATTENTION, &own),
             has_decodes: is_of_decodes(&domain.min.as_slice()),
             ranges: NUMBERS
                 .map(|(column, name)| (place_of(name), domain.min[column] as f64, domain.max[column] as f64)),

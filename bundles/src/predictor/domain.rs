@@ -167,13 +167,24 @@ impl Domain {
         if is_surrounded { Place::SurroundedLayout } else { Place::Outside }
     }
 
+    /// Where all shapes of a layout lie whose batch is of several numbers, all between the smallest and the largest
+    /// measured, but for those that were measured themselves.
+    pub(super) fn place_inside(&self, operator: Operator, layout: &[u64]) -> Place {
+        // Such a batch lies in its layout wherever it lies.
+        match self.place(operator, &[layout, &self.min[batch_columns(operator)]].concat()) {
+            Place::Measured(_) => Place::MeasuredLayout,
+            place => place,
+        }
+    }
+
     /// Whether a shape would be answered from what was measured around it, its own layout or its neighbours.
     #[must_use]
     pub fn answers(&self, operator: Operator, values: &[u64]) -> bool {
         self.place(operator, values) != Place::Outside
     }
 
-    fn has_in_box(&self, values: &[u64]) -> bool {
+    /// Whether each number lies between the smallest and the largest measured.
+    pub(super) fn has_in_box(&self, values: &[u64]) -> bool {
         values.iter().zip(self.min.iter().zip(&self.max)).all(|(v, (min, max))| (min..=max).contains(&v))
     }
 

@@ -6,6 +6,8 @@
 
 mod answer;
 mod boxed;
+mod by_heads;
+mod chunks;
 mod compiled;
 mod decodes;
 mod domain;

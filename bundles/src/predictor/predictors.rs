@@ -186,7 +186,7 @@ fn flattened(by_operator: &[Option<OperatorPredictor>]) -> Vec<Option<Arc<FlatFo
 }
 
 /// The shape's numbers, if the shape is one of the operator's, not empty, and its work can be counted.
-fn checked_values(
+pub(super) fn checked_values(
     operator: Operator,
     shape: &OperatorShape,
 ) -> Result<Row<u64, MAX_SHAPE_COLUMNS>, PredictError> {

@@ -9,16 +9,17 @@ use proptest::prelude::*;
 use super::*;
 use crate::{Bundle, predictor::CompiledPredictors};
 
-/// The shipped predictors, the same slowed down under a lasting load, and the same carried to another GPU.
-static PREDICTORS: LazyLock<[Arc<Predictors>; 3]> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/h100-sxm5-80gb");
-    let shipped = Bundle::open(&folder).unwrap().predictors().unwrap();
+/// The shipped predictors, and those of the H100 slowed down under a lasting load and carried to another GPU.
+static PREDICTORS: LazyLock<[Arc<Predictors>; 4]> = LazyLock::new(|| {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    let read = |name: &str| Bundle::open(&data.join(name)).unwrap().predictors().unwrap();
+    let (shipped, other) = (read("h100-sxm5-80gb"), read("h200-sxm-141gb"));
     let mut sustained = shipped.sustained();
     sustained.attention = 1.07;
     let a100 = GpuSpec::by_name("a100-sxm4-80gb").unwrap();
     let (slowed, transferred) =
         (shipped.clone().with_sustained(sustained), shipped.clone().transferred_to(a100));
-    [shipped, slowed, transferred].map(Arc::new)
+    [shipped, slowed, transferred, other].map(Arc::new)
 });
 
 /// What happens to a batch between two questions.
@@ -28,8 +29,8 @@ enum Event {
     Grow(u32),
     Arrive(u32),
     Finish(usize),
-    /// A chunk joins for one step.
-    Chunk(PrefillChunk),
+    /// Chunks join for one step, or come alone.
+    Chunks(Vec<PrefillChunk>, bool),
     /// Another batch.
     Start(Vec<u32>),
     /// Numbers of no batch.
@@ -53,26 +54,35 @@ fn batch() -> impl Strategy<Value = Vec<u32>> {
 fn numbers() -> impl Strategy<Value = AttentionLoad> {
     let number =
         || prop_oneof![3 => Just(0u64), 3 => 0..3000u64, 1 => 0..=u64::from(u32::MAX), 1 => any::<u64>()];
-    prop::collection::vec(number(), 7).prop_map(|n| AttentionLoad {
-        num_prefill_seqs: n[0] as u32 & 1,
-        // Sums beyond 64 bits are no load's.
-        prefill_kv_tokens: n[1] >> 8,
-        num_decode_seqs: n[2] as u32,
-        decode_kv_tokens: n[3] >> 8,
-        max_decode_kv_tokens: n[4] as u32,
-        ..AttentionLoad::default()
+    (prop::collection::vec(number(), 7), any::<bool>()).prop_map(|(n, has_chunks)| {
+        let mut load = AttentionLoad {
+            num_prefill_seqs: n[0] as u32 & 1,
+            // Sums beyond 64 bits are no load's.
+            prefill_kv_tokens: n[1] >> 8,
+            num_decode_seqs: n[2] as u32,
+            decode_kv_tokens: n[3] >> 8,
+            max_decode_kv_tokens: n[4] as u32,
+            ..AttentionLoad::default()
+        };
+        if has_chunks {
+            load.num_prefill_seqs = n[0] as u32;
+            (load.num_prefill_tokens, load.prefill_pairs) = (n[5] as u32, n[6] >> 8);
+        }
+        load
     })
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let chunk = (1..3000u32, 0..5000u32)
-        .prop_map(|(num_tokens, context_len)| Event::Chunk(PrefillChunk { num_tokens, context_len }));
+    let chunk = (1..3000u32, context())
+        .prop_map(|(num_tokens, context_len)| PrefillChunk { num_tokens, context_len });
+    let chunks = (prop::collection::vec(chunk, 1..4), any::<bool>())
+        .prop_map(|(chunks, is_alone)| Event::Chunks(chunks, is_alone));
     prop_oneof![
         4 => (1..12u32).prop_map(Event::Grow),
         2 => (1..300u32).prop_map(Event::Grow),
         3 => context().prop_map(Event::Arrive),
         3 => any::<usize>().prop_map(Event::Finish),
-        1 => chunk,
+        4 => chunks,
         1 => batch().prop_map(Event::Start),
         1 => numbers().prop_map(Event::Ask),
     ]
@@ -102,9 +112,11 @@ fn loads(events: &[Event]) -> Vec<AttentionLoad> {
             Event::Finish(i) if !contexts.is_empty() => drop(contexts.swap_remove(i % contexts.len())),
             Event::Finish(_) => {}
             Event::Start(batch) => contexts.clone_from(batch),
-            Event::Chunk(chunk) => {
-                let mut load = load_of(&contexts);
-                load.add_prefill(*chunk);
+            Event::Chunks(chunks, is_alone) => {
+                let mut load = load_of(if *is_alone { &[] } else { &contexts });
+                for &chunk in chunks {
+                    load.add_prefill(chunk);
+                }
                 loads.push(load);
             }
             Event::Ask(load) => loads.push(*load),
@@ -132,7 +144,7 @@ proptest! {
 
     #[test]
     fn answers_are_those_of_the_predictors(
-        which in 0..3usize,
+        which in 0..4usize,
         sessions in prop::collection::vec((heads(), prop::collection::vec(event(), 1..20), any::<bool>()), 1..4),
     ) {
         let predictors = &PREDICTORS[which];
@@ -150,52 +162,25 @@ proptest! {
     }
 }
 
-/// A layout that decodes are asked of until the first one is not known any more.
-fn layout_and_load(num_seqs: u32) -> (Decodes, Heads, AttentionLoad) {
-    let heads = Heads { num_q_heads: 32, num_kv_heads: 8, head_dim: 128 };
-    let mut load = AttentionLoad::default();
-    (0..num_seqs).for_each(|seq| load.add_decode(301 + 77 * seq));
-    (Decodes::default(), heads, load)
-}
-
 #[test]
 fn a_stretch_of_decodes_is_learned_a_few_times_only() {
     let predictors = &PREDICTORS[0];
-    let (mut decodes, heads, first) = layout_and_load(16);
-    let (mut num_learned, mut num_left, mut num_runs) = (0, 0, 0);
+    let heads = Heads { num_q_heads: 32, num_kv_heads: 8, head_dim: 128 };
+    let mut first = AttentionLoad::default();
+    (0..16).for_each(|seq| first.add_decode(301 + 77 * seq));
+    let mut decodes = Decodes::new(predictors, heads).unwrap();
+    let (mut num_left, mut num_runs, mut regions) = (0, 0, Vec::new());
     for step in 0..1000 {
         let load = grown(first, step);
-        let rule = OutOfDomain::Extrapolate;
-        if decodes.predict(predictors, heads, load, rule).is_none() {
-            let is_learned = decodes.learn(predictors, heads, load, rule).is_some();
-            num_learned += usize::from(is_learned);
-            num_left += usize::from(!is_learned);
+        num_left += u32::from(decodes.predict(predictors, load, OutOfDomain::Extrapolate).is_none());
+        num_runs += u32::from(decodes.last.is_some_and(|run| run.first == load));
+        let region = decodes.regions[0].0;
+        if regions.last() != Some(&region) {
+            regions.push(region);
         }
-        let layout = decodes.layouts[0].1.as_ref().unwrap();
-        num_runs += u32::from(layout.last.is_some_and(|run| run.first == load));
     }
-    assert!(num_learned < 60 && num_runs < 250, "{num_learned} of {num_runs}");
+    assert!(regions.len() < 60 && num_runs < 250, "{} of {num_runs}", regions.len());
     // With as many keys as a load that was measured.
     assert!(num_left < 10, "{num_left}");
-    let layout = decodes.layouts[0].1.as_ref().unwrap();
-    assert_eq!(layout.regions.len(), MAX_REGIONS.min(num_learned));
-}
-
-#[test]
-fn layouts_are_bounded_and_the_others_are_left_to_the_predictors() {
-    let predictors = &PREDICTORS[0];
-    let (mut decodes, heads, load) = layout_and_load(5);
-    let rule = OutOfDomain::Extrapolate;
-    for round in 0..3 {
-        for num_kv_heads in 1..20 {
-            let heads = Heads { num_kv_heads, ..heads };
-            let near = decodes.predict(predictors, heads, grown(load, round), rule);
-            let answer = near.or_else(|| decodes.learn(predictors, heads, grown(load, round), rule));
-            let expected = (num_kv_heads as usize) <= MAX_LAYOUTS;
-            assert_eq!(answer.is_some(), expected, "{num_kv_heads}");
-            assert!(decodes.layouts.len() <= MAX_LAYOUTS);
-        }
-    }
-    // Nothing is learned of a load that was not asked for just before.
-    assert!(decodes.learn(predictors, Heads { num_kv_heads: 1, ..heads }, grown(load, 9), rule).is_none());
+    assert_eq!(decodes.regions.len(), MAX_REGIONS);
 }
