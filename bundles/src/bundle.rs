@@ -23,6 +23,7 @@ use crate::{
     evidence::SustainedSlowdown,
     host::HostCosts,
     manifest::{FileEntry, FormatVersion, MANIFEST, Manifest, is_safe_name},
+    parallel,
     predictor::{OperatorPredictor, PredictorFile, Predictors, SharedPredictor},
     samples::{self, Sample},
 };
@@ -261,21 +262,27 @@ impl Bundle {
     /// # Errors
     /// `Missing` when there is none; those of [`Self::predictor`].
     pub fn predictors(&self) -> Result<Predictors, BundleError> {
-        let files =
-            self.predicted_operators().map(|o| self.predictor_file(o)).collect::<Result<Vec<_>, _>>()?;
-        let whole = |operator: Operator| {
-            files.iter().find_map(|file| match file {
-                PredictorFile::Whole(whole) if whole.operator == operator => Some(&**whole),
+        let operators: Vec<_> = self.predicted_operators().collect();
+        let files = parallel::map(&operators, |&operator| self.predictor_file(operator));
+        let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let joined = |file: &PredictorFile| {
+            let PredictorFile::Shared(shared) = file else { return Ok(None) };
+            let whole = files.iter().find_map(|file| match file {
+                PredictorFile::Whole(whole) if whole.operator == shared.same_as => Some(whole),
                 _ => None,
-            })
+            });
+            whole.map(|whole| Some(shared.join(whole))).ok_or_else(|| self.not_whole(shared))
         };
-        let predictor = |file: &PredictorFile| match file {
-            PredictorFile::Whole(predictor) => Ok((**predictor).clone()),
-            PredictorFile::Shared(shared) => {
-                whole(shared.same_as).map(|whole| shared.join(whole)).ok_or_else(|| self.not_whole(shared))
-            }
+        let joined = files.iter().map(joined).collect::<Result<Vec<_>, BundleError>>()?;
+        let whole = |file| match file {
+            PredictorFile::Whole(whole) => Some(*whole),
+            PredictorFile::Shared(_) => None,
         };
-        let predictors = files.iter().map(predictor).collect::<Result<Vec<_>, BundleError>>()?;
+        let predictors: Vec<_> = files
+            .into_iter()
+            .zip(joined)
+            .filter_map(|(file, joined)| joined.or_else(|| whole(file)))
+            .collect();
         if predictors.is_empty() {
             return Err(BundleError::Missing {
                 path: self.root.clone(),
@@ -285,9 +292,9 @@ impl Bundle {
         }
         let gpu = &self.manifest.gpu;
         let sustained = self.manifest.evidence.as_ref().map_or(&[][..], |evidence| &evidence.sustained);
-        Predictors::new(gpu.clone(), predictors)
-            .map(|predictors| predictors.with_sustained(SustainedSlowdown::of(sustained, gpu)))
-            .map_err(|e| BundleError::invalid(&self.root, Location::File, "sound predictors", e.to_string()))
+        // Each was checked as it was read, and its file is named after its operator.
+        Ok(Predictors::of_checked(gpu.clone(), predictors)
+            .with_sustained(SustainedSlowdown::of(sustained, gpu)))
     }
 
     /// Adds or replaces payloads, each atomically, and the manifest last.

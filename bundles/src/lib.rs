@@ -23,6 +23,8 @@ pub mod samples;
 pub mod stats;
 pub mod verify;
 
+mod parallel;
+
 pub use bundle::{Bundle, BundleWriter};
 pub use curve::{CurveError, CurvePoint};
 pub use diff::BundleDiff;

@@ -1,6 +1,6 @@
 //! The predictors of one GPU, asked for times.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use plumbline_schema::{GpuSpec, Operator, OperatorShape, operator::MAX_SHAPE_COLUMNS, roofline::floor_ns};
 
@@ -38,8 +38,8 @@ pub struct Predictors {
     sustained: SustainedSlowdown,
     /// At the operator's place in [`Operator::ALL`].
     by_operator: Vec<Option<OperatorPredictor>>,
-    /// The same place; `None` also where a forest stays as it is. Matrix products share one.
-    forests: Vec<Option<Arc<FlatForest>>>,
+    /// The same place, made when first asked; `None` where a forest stays as it is. Matrix products share one.
+    forests: Vec<OnceLock<Option<Arc<FlatForest>>>>,
 }
 
 impl Predictors {
@@ -48,17 +48,26 @@ impl Predictors {
     /// # Errors
     /// When one is invalid or an operator has two.
     pub fn new(gpu: GpuSpec, predictors: Vec<OperatorPredictor>) -> Result<Self, PredictorsError> {
-        let mut by_operator: Vec<Option<OperatorPredictor>> = Operator::ALL.iter().map(|_| None).collect();
-        for predictor in predictors {
+        let mut has_predictor = [false; Operator::ALL.len()];
+        for predictor in &predictors {
             let operator = predictor.operator;
             predictor.check().map_err(|reason| PredictorsError::Invalid { operator, reason })?;
-            if by_operator[operator as usize].replace(predictor).is_some() {
+            if std::mem::replace(&mut has_predictor[operator as usize], true) {
                 return Err(PredictorsError::Duplicate { operator });
             }
         }
-        let sustained = SustainedSlowdown::default();
-        let forests = flattened(&by_operator);
-        Ok(Self { gpu, sustained, by_operator, forests })
+        Ok(Self::of_checked(gpu, predictors))
+    }
+
+    /// Collects predictors of which each has passed [`OperatorPredictor::check`] and is the only one of its operator.
+    pub(crate) fn of_checked(gpu: GpuSpec, predictors: Vec<OperatorPredictor>) -> Self {
+        let mut by_operator: Vec<Option<OperatorPredictor>> = Operator::ALL.iter().map(|_| None).collect();
+        for predictor in predictors {
+            let place = predictor.operator as usize;
+            by_operator[place] = Some(predictor);
+        }
+        let forests = by_operator.iter().map(|_| OnceLock::new()).collect();
+        Self { gpu, sustained: SustainedSlowdown::default(), by_operator, forests }
     }
 
     /// The predictors of another GPU by its data sheet, as [`OperatorPredictor::carried_to`] says; every prediction is
@@ -150,13 +159,27 @@ impl Predictors {
         if place == Place::Outside && out_of_domain == OutOfDomain::Refuse {
             return Err(predictor.domain.outside(operator, values));
         }
-        let forest = |row: &[f32]| match &self.forests[operator as usize] {
+        let forest = |row: &[f32]| match self.flat_forest(operator) {
             Some(flat) => flat.predict(row),
             None => predictor.forest.predict(row),
         };
         let time_ns = predictor.predict_by(shape, &self.gpu, floor_ns, forest);
         let interval = predictor.interval_at(place);
         Ok(Prediction::within(time_ns, interval, floor_ns))
+    }
+
+    /// An operator's forest as it is walked.
+    fn flat_forest(&self, operator: Operator) -> Option<&Arc<FlatForest>> {
+        let make = || {
+            let forest = &self.get(operator)?.forest;
+            let before = self.by_operator[..operator as usize].iter().flatten();
+            let mut products = before.filter(|other| operator.is_gemm() && other.operator.is_gemm());
+            match products.find(|other| other.forest == *forest) {
+                Some(other) => self.flat_forest(other.operator).cloned(),
+                None => FlatForest::new(forest).map(Arc::new),
+            }
+        };
+        self.forests[operator as usize].get_or_init(make).as_ref()
     }
 
     fn missing(&self, operator: Operator) -> PredictError {
@@ -169,20 +192,6 @@ impl Predictors {
         };
         PredictError::MissingOperator { operator, available, hint }
     }
-}
-
-/// The predictors' forests as they are walked; equal ones, of matrix products, are one.
-fn flattened(by_operator: &[Option<OperatorPredictor>]) -> Vec<Option<Arc<FlatForest>>> {
-    let mut all: Vec<Option<Arc<FlatForest>>> = Vec::with_capacity(by_operator.len());
-    for predictor in by_operator {
-        let flat = predictor.as_ref().and_then(|predictor| FlatForest::new(&predictor.forest));
-        let flat = flat.map(|flat| match all.iter().flatten().find(|other| ***other == flat) {
-            Some(other) => Arc::clone(other),
-            None => Arc::new(flat),
-        });
-        all.push(flat);
-    }
-    all
 }
 
 /// The shape's numbers, if the shape is one of the operator's, not empty, and its work can be counted.
