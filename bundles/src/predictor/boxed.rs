@@ -22,15 +22,22 @@ pub(super) struct BoxedForest {
     flat: FlatForest,
     /// The leaf at each place of `flat`, as its place in `bounds`; anything at inner nodes.
     leaves: Vec<u16>,
-    bounds: Vec<Bounds>,
+    bounds: Vec<Ranks>,
+    limits: Limits,
 }
+
+/// [`Bounds`] as their places in [`Limits`], which take half of the room: those of a leaf lie in a cache line, and the
+/// processor compares twice as many at once.
+type Ranks = [i16; 2 * HALF];
+/// All that each of [`Bounds`] may be, sorted.
+type Limits = [Vec<f32>; 2 * HALF];
 
 /// Where a leaf answers: what each number must be above, and what its negative must not be below.
 ///
 /// One half after the other, so that the bounds of several leaves are the largest of each; halves are as long as suits
 /// the processor.
 type Bounds = [f32; 2 * HALF];
-const HALF: usize = WIDTH.next_multiple_of(4);
+const HALF: usize = WIDTH.next_multiple_of(8);
 
 /// Numbers for which a forest surely gives the same answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,30 +83,51 @@ impl Region {
 impl BoxedForest {
     /// `row` holds the features of any launch of decodes of the heads. `None` where too much is left of the forest.
     pub(super) fn new(forest: &Forest, row: &[f32]) -> Option<Self> {
-        let mut pruned = Pruned { trees: Vec::new(), leaves: Vec::new(), bounds: Vec::new() };
+        let limits = [(); 2 * HALF].map(|()| vec![f32::NEG_INFINITY]);
+        let mut pruned = Pruned { trees: Vec::new(), leaves: Vec::new(), bounds: Vec::new(), limits };
         for tree in &forest.trees {
             pruned.push(tree, row)?;
         }
-        let Pruned { trees, leaves, bounds } = pruned;
+        let Pruned { trees, leaves, bounds, mut limits } = pruned;
+        for limits in &mut limits {
+            limits.sort_unstable_by(f32::total_cmp);
+            limits.dedup();
+        }
+        let rank = |i: usize, bound: f32| {
+            let rank = limits[i].partition_point(|limit| *limit < bound);
+            i16::try_from(rank).expect("no more limits than inner nodes, fewer than MAX_LEAVES")
+        };
+        let bounds = bounds.iter().map(|bounds| std::array::from_fn(|i| rank(i, bounds[i]))).collect();
         let flat = FlatForest::new(&Forest { num_features: WIDTH, trees })?;
-        Some(Self { flat, leaves, bounds })
+        Some(Self { flat, leaves, bounds, limits })
     }
 
     /// The forest's answer, bit for bit, and where it is the same; `None` where numbers lie so near to a threshold that
     /// only their logarithms tell.
     pub(super) fn predict(&self, arguments: &Arguments) -> Option<(f64, Region)> {
-        let mut all = [f32::NEG_INFINITY; 2 * HALF];
-        let value = self.flat.predict_noting(&arguments.map(|x| x as f32), |place| {
-            let bounds = &self.bounds[usize::from(self.leaves[place])];
-            for (all, &bound) in all.iter_mut().zip(bounds) {
-                *all = if bound > *all { bound } else { *all };
-            }
-        });
-        let region = Region {
-            above: std::array::from_fn(|i| f64::from(all[i])),
-            at_most: std::array::from_fn(|i| -f64::from(all[HALF + i])),
-        };
+        let mut all: Ranks = [0; 2 * HALF];
+        let value =
+            self.flat.predict_noting(&arguments.map(|x| x as f32), |leaves| self.narrow(&mut all, leaves));
+        let limit = |i: usize| f64::from(self.limits[i][all[i] as usize]);
+        let region =
+            Region { above: std::array::from_fn(limit), at_most: std::array::from_fn(|i| -limit(HALF + i)) };
         region.contains(arguments).then_some((value, region))
+    }
+}
+
+impl BoxedForest {
+    /// Narrows bounds by those of leaves.
+    ///
+    /// Where it is inlined, compilers see that some of the ranks are never asked for, and leave the vectors that all of them
+    /// fill.
+    #[inline(never)]
+    fn narrow(&self, all: &mut Ranks, leaves: &[u32]) {
+        for &leaf in leaves {
+            let bounds = &self.bounds[usize::from(self.leaves[leaf as usize])];
+            for (all, &rank) in all.iter_mut().zip(bounds) {
+                *all = (*all).max(rank);
+            }
+        }
     }
 }
 
@@ -108,6 +136,7 @@ struct Pruned {
     trees: Vec<Tree>,
     leaves: Vec<u16>,
     bounds: Vec<Bounds>,
+    limits: Limits,
 }
 
 impl Pruned {
@@ -137,6 +166,8 @@ impl Pruned {
                 continue;
             };
             let (low, high) = limits(SCALES[usize::from(node.feature)], node.threshold);
+            self.limits[place].push(high);
+            self.limits[HALF + place].push(-low);
             let (mut left, mut right) = (bounds, bounds);
             right[place] = right[place].max(high);
             left[HALF + place] = left[HALF + place].max(-low);

@@ -196,7 +196,10 @@ impl Decodes {
         if follows {
             let steps = |launches: &Launches<'_>, cut| launches.steps_of_cut(load, cut);
             let of_cuts = steps(&self.measured, &cuts.measured).min(steps(&self.asked, &cuts.asked));
-            num_steps = of_cuts.clamp(0.0, MAX_STEPS) as u32;
+            // Keys, their mean and the longest, which grow evenly, by their places among the arguments.
+            let by = [(1, f64::from(load.num_decode_seqs)), (2, 1.0), (3, 1.0)];
+            let room = by.map(|(place, by)| (region.at_most[place] - asked.arguments[place]) / by);
+            num_steps = room.into_iter().fold(of_cuts, f64::min).clamp(0.0, MAX_STEPS) as u32;
         }
         // All that changes on the way, be it a number or a cut, goes one way: what is the same at both ends is the same
         // between them. Numbers are rounded on the way, but by less than the margin of regions.

@@ -76,9 +76,9 @@ impl FlatForest {
         self.predict_noting(x, |_| ())
     }
 
-    /// [`Self::predict`]; `note` is told each tree's leaf, by its place among the nodes of all trees.
+    /// [`Self::predict`]; `note` is told all trees' leaves, some at a time, by their places among the nodes of all trees.
     #[inline]
-    pub(super) fn predict_noting(&self, x: &[f32], mut note: impl FnMut(usize)) -> f64 {
+    pub(super) fn predict_noting(&self, x: &[f32], mut note: impl FnMut(&[u32])) -> f64 {
         let mut row = [0; NO_FEATURE as usize + 1];
         row.iter_mut().zip(x).for_each(|(key_of_x, &x)| *key_of_x = key(x));
         // As `Iterator::sum` starts.
@@ -93,7 +93,7 @@ impl FlatForest {
                 }
             }
             let values = places.map(|place| f64::from(f32::from_bits(self.nodes[place as usize].threshold)));
-            places[..group.num_trees].iter().for_each(|&place| note(place as usize));
+            note(&places[..group.num_trees]);
             for values in values[..group.num_trees].chunks(SUMMED) {
                 let part = values.iter().sum::<f64>();
                 if values.len() == SUMMED { sum += part } else { rest = part }
