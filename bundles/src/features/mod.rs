@@ -184,7 +184,8 @@ fn ceil(x: f64) -> f64 {
     const WHOLE: f64 = (1u64 << 52) as f64;
     if x < WHOLE {
         let nearest = (x + WHOLE) - WHOLE;
-        if nearest < x { nearest + 1.0 } else { nearest }
+        // No branch: no processor could tell which way it goes.
+        nearest + f64::from(nearest < x)
     } else {
         x
     }
