@@ -32,8 +32,17 @@ pub(super) fn ln(x: f64) -> f32 {
 /// One step after another for all of them, so that the processor takes several at once.
 #[inline]
 pub(super) fn all<const N: usize>(scales: &[Scale; N], arguments: &[f64; N]) -> [f32; N] {
-    let values: [f64; N] = std::array::from_fn(|i| shifted(scales[i], arguments[i])).map(series);
+    let mut values: [f64; N] = std::array::from_fn(|i| shifted(scales[i], arguments[i]));
+    each_series(&mut values);
     std::array::from_fn(|i| scaled(scales[i], arguments[i], values[i]))
+}
+
+/// Never inlined: it is to stay a loop of vectors, whatever becomes of the numbers around it.
+#[inline(never)]
+fn each_series(numbers: &mut [f64]) {
+    for x in numbers {
+        *x = series(*x);
+    }
 }
 
 /// The number whose logarithm is asked for.
