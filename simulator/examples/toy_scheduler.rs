@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use plumbline_schema::{Nanos, Workload, WorkloadRequest};
+use plumbline_schema::{BatchShape, Nanos, Workload, WorkloadRequest};
 use plumbline_simulator::kv_cache::KvCache;
 use plumbline_simulator::scheduler::{ScheduledSequence, ScheduledStep, SchedulerState};
 use plumbline_simulator::sequence::{Sequence, SequenceId, Sequences};
@@ -99,11 +99,12 @@ impl Executor for Clock {
     }
     fn launch(
         &mut self,
-        step: &ScheduledStep,
+        _: &ScheduledStep,
+        batch: &BatchShape,
         _: Nanos,
         _: &SchedulerState<'_>,
     ) -> Result<Nanos, Infallible> {
-        self.0 += Nanos(1_000_000 * u64::from(10 + step.shape().num_tokens));
+        self.0 += Nanos(1_000_000 * u64::from(10 + batch.num_tokens));
         Ok(Nanos::ZERO)
     }
     fn finish(&mut self) -> Result<Nanos, Infallible> {

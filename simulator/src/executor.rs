@@ -244,19 +244,19 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
 
     fn launch(
         &mut self,
-        step: &ScheduledStep,
+        _step: &ScheduledStep,
+        batch: &BatchShape,
         start: Nanos,
         _state: &SchedulerState<'_>,
     ) -> Result<Nanos, StepTimeError> {
-        let batch = step.shape();
-        let between_ns = self.between_ns(&batch);
-        let schedule = self.schedule(&batch);
+        let between_ns = self.between_ns(batch);
+        let schedule = self.schedule(batch);
         if self.depth > 1 {
-            let launched = self.launch_behind(&batch, start)?;
+            let launched = self.launch_behind(batch, start)?;
             self.in_flight.push_back(InFlight { start, launched: Some(launched), end: start, between_ns });
             return Ok(schedule);
         }
-        let (duration, time) = self.timed(&batch, |time, _, _| Ok((duration(time), *time)))?;
+        let (duration, time) = self.timed(batch, |time, _, _| Ok((duration(time), *time)))?;
         self.last_time = Some(time);
         let end = start + duration;
         self.in_flight.push_back(InFlight { start, launched: None, end, between_ns });

@@ -1,6 +1,6 @@
 //! What is kept of a simulation while it runs: everything, the rows of files, or sums alone.
 
-use plumbline_schema::{Nanos, StepMetrics, StepRequests, WorkloadRequest};
+use plumbline_schema::{BatchShape, Nanos, StepMetrics, StepRequests, WorkloadRequest};
 
 use crate::{
     replica::RequestIds,
@@ -89,6 +89,26 @@ impl TokenSteps {
         }
     }
 
+    /// How many tokens they made.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.earlier.iter().map(|&(_, count)| count).sum::<u32>() + self.last.1
+    }
+
+    /// Whether there is none yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.last.1 == 0
+    }
+
+    /// Whether the last token so far is of the step before `step`.
+    #[must_use]
+    #[inline]
+    pub fn reach_to(&self, step: u32) -> bool {
+        let (first, count) = self.last;
+        count > 0 && first + count == step
+    }
+
     /// The step of each token, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.earlier
@@ -107,6 +127,8 @@ pub struct StepRecord<'a> {
     pub number: u32,
     /// When its forming began.
     pub start: Nanos,
+    /// Its shape, unpadded.
+    pub shape: BatchShape,
     /// The scheduler's part of its time.
     pub schedule: Nanos,
     /// Where the scheduler's sequences stand, this step included.

@@ -104,6 +104,8 @@ pub struct Replica<E> {
     finished: Vec<SequenceId>,
     departures: Vec<Departure>,
     pauses_at_departures: bool,
+    /// When the latest complete step ended.
+    last_end: Nanos,
     counts: ReplicaCounts,
 }
 
@@ -120,12 +122,32 @@ struct Progress {
     admitted: Nanos,
     first_scheduled: Option<Nanos>,
     first_token: Nanos,
-    last_token: Nanos,
-    /// Sum of the durations of the steps that it had a part in.
-    executed: Nanos,
-    num_tokens: u32,
     num_preemptions: u32,
+    pace: Pace,
+}
+
+/// What changes with every step that a request has a part in; apart from the rest, to lie close together.
+#[derive(Default)]
+struct Pace {
+    /// Sum of the durations of those steps.
+    executed: Nanos,
+    last_token: Nanos,
     token_steps: TokenSteps,
+}
+
+impl Pace {
+    /// Whether the step before `step` made a token, and so the last one.
+    #[inline]
+    fn reaches_to(&self, step: u32) -> bool {
+        self.token_steps.reach_to(step)
+    }
+
+    /// Accounts for a token in each of `count` consecutive steps, the last of which ended at `end`.
+    #[inline]
+    fn tokens(&mut self, first_step: u32, count: u32, end: Nanos) {
+        self.last_token = end;
+        self.token_steps.push(first_step, count);
+    }
 }
 
 impl<E: Executor> Replica<E> {
@@ -145,6 +167,7 @@ impl<E: Executor> Replica<E> {
             finished: Vec::new(),
             departures: Vec::new(),
             pauses_at_departures: false,
+            last_end: Nanos::ZERO,
             counts: ReplicaCounts::default(),
         }
     }
@@ -315,8 +338,8 @@ impl<E: Executor> Replica<E> {
             self.is_blocked = true;
             return Ok(false);
         }
-        let state = self.scheduler.state();
-        let schedule = self.executor.launch(&step, start, &state).map_err(ServeError::Executor)?;
+        let (state, shape) = (self.scheduler.state(), step.shape());
+        let schedule = self.executor.launch(&step, &shape, start, &state).map_err(ServeError::Executor)?;
         let timeline = match recorder.wants_timelines() {
             TimelineDetail::None => None,
             detail => {
@@ -329,17 +352,13 @@ impl<E: Executor> Replica<E> {
         self.counts.step_seqs += step.sequences.len() as u64;
         self.counts.observe(&state);
         self.counts.preemptions += step.preempted.len() as u64;
-        for s in &step.sequences {
-            self.counts.step_tokens += u64::from(s.num_tokens);
-            let progress = &mut self.progress[s.id.index()];
-            progress.first_scheduled.get_or_insert(start);
-        }
+        self.counts.step_tokens += u64::from(shape.num_tokens);
         for id in &step.preempted {
             self.progress[id.index()].num_preemptions += 1;
         }
         let requests = RequestIds(&self.progress);
         let timeline = timeline.as_ref();
-        let record = StepRecord { replica: self.number, number, start, schedule, state, timeline };
+        let record = StepRecord { replica: self.number, number, start, shape, schedule, state, timeline };
         recorder.step(&record, &step, &requests);
         self.in_flight.push_back(InFlight { number, start, step });
         Ok(true)
@@ -352,19 +371,30 @@ impl<E: Executor> Replica<E> {
         let used = self.scheduler.state().kv_cache.num_used();
         self.counts.kv_block_ns += u128::from(used) * u128::from(duration.0);
         recorder.step_end(self.number, number, start, end);
+        let (mut num_tokens, mut num_in_a_row) = (0, 0);
         for s in &step.sequences {
             let progress = &mut self.progress[s.id.index()];
-            progress.executed += duration;
-            if s.samples {
-                self.counts.output_tokens += 1;
-                if progress.num_tokens == 0 {
+            progress.pace.executed += duration;
+            num_tokens += u32::from(s.samples);
+            if s.samples && progress.pace.reaches_to(number) {
+                num_in_a_row += 1;
+            } else {
+                progress.first_scheduled.get_or_insert(start);
+                if !s.samples {
+                    continue;
+                }
+                if progress.pace.token_steps.is_empty() {
                     progress.first_token = end;
                 } else {
-                    recorder.gaps(end.saturating_since(progress.last_token), 1);
+                    recorder.gaps(end.saturating_since(progress.pace.last_token), 1);
                 }
-                progress.tokens(number, 1, end);
             }
+            progress.pace.tokens(number, 1, end);
         }
+        // One for all whose token before was of the step before.
+        recorder.gaps(end.saturating_since(self.last_end), num_in_a_row);
+        self.counts.output_tokens += u64::from(num_tokens);
+        self.last_end = end;
         self.scheduler.complete(&step, &mut self.finished);
         for id in &self.finished {
             let progress = mem::take(&mut self.progress[id.index()]);
@@ -391,9 +421,8 @@ impl<E: Executor> Replica<E> {
         let bound = self.inbox.front().map_or(horizon, |arrival| arrival.ready.min(horizon));
         let num_seqs = steady.load.num_decode_seqs;
         let first_number = self.counts.steps as u32;
-        let first_start = self.executor.now();
-        let (mut load, mut start, mut end) = (steady.load, first_start, Nanos::ZERO);
-        let (mut done, mut executed) = (0, Nanos::ZERO);
+        let (mut load, mut start, mut end) = (steady.load, self.executor.now(), self.last_end);
+        let (mut done, mut executed, mut first_end) = (0, Nanos::ZERO, end);
         while done < steady.num_steps && start < bound {
             let span = self.executor.decode(&load, start).map_err(ServeError::Executor)?;
             let Some(span) = span else { break };
@@ -402,10 +431,7 @@ impl<E: Executor> Replica<E> {
             if done > 0 {
                 recorder.gaps(end.saturating_since(last_end), num_seqs);
             } else {
-                for id in self.scheduler.running() {
-                    let last_token = self.progress[id.index()].last_token;
-                    recorder.gaps(end.saturating_since(last_token), 1);
-                }
+                first_end = end;
             }
             executed += span.duration;
             load.decode_kv_tokens += u64::from(num_seqs);
@@ -423,11 +449,19 @@ impl<E: Executor> Replica<E> {
         self.counts.observe(&state);
         let twice_mean = u128::from(before + state.kv_cache.num_used());
         self.counts.kv_block_ns += twice_mean * u128::from(executed.0) / 2;
+        let mut num_in_a_row = 0;
         for id in self.scheduler.running() {
-            let progress = &mut self.progress[id.index()];
-            progress.executed += executed;
-            progress.tokens(first_number, done, end);
+            let pace = &mut self.progress[id.index()].pace;
+            if pace.reaches_to(first_number) {
+                num_in_a_row += 1;
+            } else {
+                recorder.gaps(first_end.saturating_since(pace.last_token), 1);
+            }
+            pace.executed += executed;
+            pace.tokens(first_number, done, end);
         }
+        recorder.gaps(first_end.saturating_since(self.last_end), num_in_a_row);
+        self.last_end = end;
         let tokens = u64::from(done) * u64::from(num_seqs);
         self.counts.steps += u64::from(done);
         self.counts.step_seqs += tokens;
@@ -442,15 +476,9 @@ impl Progress {
         Self { index, request, admitted, ..Self::default() }
     }
 
-    /// Accounts for a token in each of `count` consecutive steps, the last of which ended at `end`.
-    fn tokens(&mut self, first_step: u32, count: u32, end: Nanos) {
-        self.num_tokens += count;
-        self.last_token = end;
-        self.token_steps.push(first_step, count);
-    }
-
     fn outcome(self, replica: u32) -> Outcome {
-        let has_token = self.num_tokens > 0;
+        let Pace { executed, last_token, token_steps } = self.pace;
+        let has_token = !token_steps.is_empty();
         Outcome {
             index: self.index,
             replica,
@@ -458,11 +486,11 @@ impl Progress {
             admitted: Some(self.admitted),
             first_scheduled: self.first_scheduled,
             first_token: has_token.then_some(self.first_token),
-            last_token: has_token.then_some(self.last_token),
-            executed: self.executed,
-            num_tokens: self.num_tokens,
+            last_token: has_token.then_some(last_token),
+            executed,
+            num_tokens: token_steps.len(),
             num_preemptions: self.num_preemptions,
-            token_steps: self.token_steps,
+            token_steps,
             rejection: None,
         }
     }
@@ -476,11 +504,8 @@ impl Default for Progress {
             admitted: Nanos::ZERO,
             first_scheduled: None,
             first_token: Nanos::ZERO,
-            last_token: Nanos::ZERO,
-            executed: Nanos::ZERO,
-            num_tokens: 0,
             num_preemptions: 0,
-            token_steps: TokenSteps::default(),
+            pace: Pace::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The loop does not know whether time is simulated: an executor moves the clock or reads it, and either models a
 //! step or runs it.
 
-use plumbline_schema::{AttentionLoad, Nanos, Workload, WorkloadRequest};
+use plumbline_schema::{AttentionLoad, BatchShape, Nanos, Workload, WorkloadRequest};
 use thiserror::Error;
 
 use crate::{
@@ -41,14 +41,15 @@ pub trait Executor {
         1
     }
 
-    /// Launches a step, never an empty one, whose forming began at `start`; `state` has the block tables. Returns the
-    /// scheduler's part of its time.
+    /// Launches a step, never an empty one, of shape `batch`, whose forming began at `start`; `state` has the block
+    /// tables. Returns the scheduler's part of its time.
     ///
     /// # Errors
     /// When the step cannot be run.
     fn launch(
         &mut self,
         step: &ScheduledStep,
+        batch: &BatchShape,
         start: Nanos,
         state: &SchedulerState<'_>,
     ) -> Result<Nanos, Self::Error>;
@@ -107,10 +108,11 @@ impl<E: Executor + ?Sized> Executor for &mut E {
     fn launch(
         &mut self,
         step: &ScheduledStep,
+        batch: &BatchShape,
         start: Nanos,
         state: &SchedulerState<'_>,
     ) -> Result<Nanos, E::Error> {
-        (**self).launch(step, start, state)
+        (**self).launch(step, batch, start, state)
     }
 
     fn timeline(&mut self, step: &ScheduledStep, operators: bool) -> Result<Option<StepTimeline>, E::Error> {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{deployment, deployments, engines, profile, times, workloads};
 use plumbline_bundles::EngineProfile;
-use plumbline_schema::{Deployment, ModelSpec, Nanos, RequestStatus, Run, Workload, WorkloadRequest};
+use plumbline_schema::{BatchShape, Deployment, ModelSpec, Nanos, RequestStatus, Run, Workload, WorkloadRequest};
 use plumbline_simulator::{
     Executor, OperatorTimes, Residuals, SchedulerKind, SimulateOptions, SimulatedExecutor, Simulation,
     StepTimeModel,
@@ -82,9 +82,11 @@ impl<T: OperatorTimes> Executor for Watched<'_, T> {
     fn launch(
         &mut self,
         step: &ScheduledStep,
+        batch: &BatchShape,
         start: Nanos,
         state: &SchedulerState<'_>,
     ) -> Result<Nanos, Self::Error> {
+        assert_eq!(*batch, step.shape());
         self.check(state);
         assert!(step.sequences.len() <= state.num_running && state.num_running > 0);
         assert!(state.num_unfinished() <= self.num_admitted);
@@ -92,9 +94,9 @@ impl<T: OperatorTimes> Executor for Watched<'_, T> {
             let held = state.kv_cache.block_table(s.id).len() as u32 * state.kv_cache.block_size();
             assert!(held >= s.context_len + s.num_tokens, "tokens without a block");
         }
-        self.num_tokens += u64::from(step.shape().num_tokens);
+        self.num_tokens += u64::from(batch.num_tokens);
         self.start = start;
-        self.inner.launch(step, start, state)
+        self.inner.launch(step, batch, start, state)
     }
 
     fn finish(&mut self) -> Result<Nanos, Self::Error> {

@@ -182,8 +182,7 @@ impl Recorder for Reporter {
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
-        let shape = step.shape();
-        let result = self.distributions.batch(shape.num_seqs, shape.num_tokens);
+        let result = self.distributions.batch(record.shape.num_seqs, record.shape.num_tokens);
         self.try_io(result);
         if self.options.steps {
             let step = StepMetrics {

@@ -214,12 +214,11 @@ impl Recorder for SeriesRecorder {
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, _requests: &RequestIds<'_>) {
         let (series, window_ns) = self.replica(record.replica);
         series.stand(record.start, &record.state, window_ns);
-        let load = step.shape();
         let window = series.at(record.start, window_ns);
         window.steps += 1;
-        window.seqs += u64::from(load.num_seqs);
-        window.prefill_tokens += u64::from(load.attention.num_prefill_tokens);
-        window.decode_tokens += u64::from(load.attention.num_decode_seqs);
+        window.seqs += u64::from(record.shape.num_seqs);
+        window.prefill_tokens += u64::from(record.shape.attention.num_prefill_tokens);
+        window.decode_tokens += u64::from(record.shape.attention.num_decode_seqs);
         window.preemptions += step.preempted.len() as u64;
         for stage in record.timeline.iter().flat_map(|timeline| &timeline.stages) {
             series.over(stage.gpu, window_ns, |window, ns| window.gpu_ns += ns);

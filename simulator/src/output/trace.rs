@@ -13,7 +13,7 @@ use std::{
 
 use flate2::{Compression as Gzip, write::GzEncoder};
 use plumbline_schema::{
-    BatchShape, InputError, Nanos,
+    InputError, Nanos,
     files::{Compression, OutputFile},
 };
 
@@ -366,7 +366,8 @@ impl TraceRecorder {
 }
 
 /// What is told of a step beside its times.
-fn step_args(record: &StepRecord<'_>, step: &ScheduledStep, shape: &BatchShape) -> String {
+fn step_args(record: &StepRecord<'_>, step: &ScheduledStep) -> String {
+    let shape = &record.shape;
     let of_time = record.timeline.map_or_else(String::new, |timeline| {
         format!(
             ",\"padded_tokens\":{},\"gpu_ns\":{},\"residual\":{}",
@@ -408,7 +409,7 @@ impl Recorder for TraceRecorder {
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
-        let StepRecord { replica, start, state, timeline, .. } = record;
+        let StepRecord { replica, start, shape, state, timeline, .. } = record;
         self.follow_preempted(*start, step, requests);
         if !(self.window.start..self.window.end).contains(start) {
             self.replica(*replica).in_flight.push_back(None);
@@ -420,8 +421,7 @@ impl Recorder for TraceRecorder {
             (name, host_post) = (timeline.dispatch.name(), timeline.host_post);
             self.launched(*replica, timeline);
         }
-        let shape = step.shape();
-        let args = step_args(record, step, &shape);
+        let args = step_args(record, step);
         self.replica(*replica).in_flight.push_back(Some(InFlight { lane, name, host_post, args }));
         self.counters(*replica, *start, state, shape.num_tokens);
     }

@@ -1,6 +1,6 @@
 //! What every policy does alike: refusing what can never fit, decoding on, and letting finished sequences go.
 
-use plumbline_schema::{Deployment, WorkloadRequest};
+use plumbline_schema::{AttentionLoad, Deployment, WorkloadRequest};
 
 use super::{Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady};
 use crate::{
@@ -83,16 +83,17 @@ pub(super) fn steady_decodes_at_most(
     if running.is_empty() {
         return None;
     }
-    let mut num_steps = max_steps;
+    let (mut num_steps, mut load) = (max_steps, AttentionLoad::default());
     // The youngest is the likeliest not to decode yet.
     for &id in running.iter().rev() {
         let sequence = &sequences[id];
-        if !sequence.is_decoding() {
+        if num_steps == 0 || !sequence.is_decoding() {
             return None;
         }
         num_steps = num_steps.min(sequence.num_remaining_tokens() - 1);
+        load.add_decode(sequence.num_computed_tokens);
     }
-    Steady::of(num_steps, running.iter().map(|&id| &sequences[id]))
+    (num_steps > 0).then_some(Steady { num_steps, load })
 }
 
 /// Lets all of `running` decode `num_steps` tokens, as [`steady_decodes`] has found possible.
@@ -106,6 +107,8 @@ pub(super) fn advance_decodes(
         let sequence = &mut sequences[id];
         sequence.num_computed_tokens += num_steps;
         sequence.num_output_tokens += num_steps;
+        // After a preemption the last chunk may be of one token, as a decode is.
+        sequence.is_prefilling = false;
         let has_room = kv_cache.grow(id, sequence.num_computed_tokens);
         debug_assert!(has_room, "promised steps have blocks");
     }

@@ -103,15 +103,6 @@ pub struct Steady {
     pub load: AttentionLoad,
 }
 
-impl Steady {
-    /// The decodes of sequences that all go on for `num_steps`; `None` for no steps.
-    pub fn of<'a>(num_steps: u32, running: impl Iterator<Item = &'a Sequence>) -> Option<Self> {
-        let mut load = AttentionLoad::default();
-        running.for_each(|sequence| load.add_decode(sequence.num_computed_tokens));
-        (num_steps > 0).then_some(Self { num_steps, load })
-    }
-}
-
 /// Where a scheduler's unfinished sequences stand.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerState<'a> {

@@ -315,10 +315,6 @@ impl Pool {
 
     /// See [`Scheduler::advance`].
     pub fn advance(&mut self, num_steps: u32) {
-        for &id in &self.running {
-            // After a preemption the last chunk may be of one token, as a decode is.
-            self.sequences[id].is_prefilling = false;
-        }
         advance_decodes(&self.running, &mut self.sequences, &mut self.kv_cache, num_steps);
     }
 
