@@ -77,6 +77,7 @@ pub struct TokenSteps {
 
 impl TokenSteps {
     /// Adds a token of each of `count` consecutive steps.
+    #[inline]
     pub fn push(&mut self, first_step: u32, count: u32) {
         let (first, length) = self.last;
         if length == 0 {

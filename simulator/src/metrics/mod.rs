@@ -2,6 +2,7 @@
 //!
 //! Both take a simulation of any length in the same memory. The rows' formats are the schema's.
 
+mod held;
 mod quantiles;
 mod spill;
 

@@ -7,23 +7,25 @@ use std::{
 
 use plumbline_bundles::stats::QuantilePosition;
 
-use super::spill::{Sample, Spill, damaged};
+use super::{
+    held::Held,
+    spill::{Sample, Spill, damaged},
+};
 
-/// Memory of [`ExactQuantiles`] where nothing else is asked for: 8 MiB, 262,144 different samples before any file.
+/// Memory of [`ExactQuantiles`] where nothing else is asked for: 8 MiB, 524,288 samples before any file.
 pub const DEFAULT_MAX_BYTES: usize = 8 << 20;
 
-/// Most bits of a value that one pass over the samples tells apart: a histogram of 256 KiB, within a core's own cache.
-const MAX_BITS_PER_PASS: u32 = 15;
+/// Most bits of a value that one pass over the samples tells apart: a histogram of 64 KiB, within a core's own cache.
+const MAX_BITS_PER_PASS: u32 = 13;
 
 /// Collects times, each with how often it occurred, and tells their exact percentiles, mean and extremes.
 ///
-/// Samples are kept as they come, in memory and then in an unnamed temporary file. They are never sorted: a percentile
+/// Samples are kept as they come, in memory and then in an unnamed temporary file. They are not sorted: a percentile
 /// is found by counting, a few bits of the value in each pass over the samples, within the range that the pass before
-/// left. That takes two passes for times that differ by up to 1 s (30 bits), three up to 9 h (45 bits).
+/// left. What is left when that is little is gathered and sorted, most often after one pass.
 #[derive(Debug)]
 pub struct ExactQuantiles {
-    held: Vec<Sample>,
-    max_held: usize,
+    held: Held,
     spilled: Option<Spill>,
     spill_folder: PathBuf,
     /// Of the samples in the file; adding up in bulk is cheaper than with every push.
@@ -51,9 +53,9 @@ impl Totals {
         self.max_ns = self.max_ns.max(other.max_ns);
     }
 
-    fn of(samples: &[Sample]) -> Self {
+    fn of(samples: impl Iterator<Item = Sample>) -> Self {
         let mut totals = Self::NONE;
-        for &Sample { value_ns, count } in samples {
+        for Sample { value_ns, count } in samples {
             totals.count += u64::from(count);
             totals.sum_ns += u128::from(value_ns) * u128::from(count);
             totals.min_ns = totals.min_ns.min(value_ns);
@@ -76,11 +78,9 @@ impl ExactQuantiles {
     /// The file lies in the system's folder for temporary files.
     #[must_use]
     pub fn new(max_bytes: usize) -> Self {
-        let max_held = (max_bytes / 2 / size_of::<Sample>()).max(1);
         let spill_folder = std::env::temp_dir();
         Self {
-            held: Vec::new(),
-            max_held,
+            held: Held::new(max_bytes / 2),
             spilled: None,
             spill_folder,
             totals: Totals::NONE,
@@ -104,29 +104,22 @@ impl ExactQuantiles {
         if count == 0 {
             return Ok(());
         }
-        if let Some(last) = self.held.last_mut()
-            && last.value_ns == value_ns
-            && let Some(count) = last.count.checked_add(count)
-        {
-            last.count = count;
-            return Ok(());
+        if !self.held.add_to_latest(value_ns, count) {
+            if !self.held.has_room() {
+                self.make_room()?;
+            }
+            self.held.push(value_ns, count);
         }
-        if self.held.len() == self.held.capacity() {
-            self.make_room()?;
-        }
-        self.held.push(Sample { value_ns, count });
         Ok(())
     }
 
-    /// Doubles the memory up to what is allowed, then empties it into the file.
+    /// Takes more memory up to what is allowed, then empties it into the file.
     #[cold]
     fn make_room(&mut self) -> io::Result<()> {
-        let len = self.held.len();
-        if len < self.max_held {
-            self.held.reserve_exact(len.max(64).min(self.max_held - len));
-            return Ok(());
+        if !self.held.grow() {
+            self.spill_held().map_err(|e| self.failed(&e))?;
         }
-        self.spill_held().map_err(|e| self.failed(&e))
+        Ok(())
     }
 
     fn spill_held(&mut self) -> io::Result<()> {
@@ -135,8 +128,8 @@ impl ExactQuantiles {
             Some(spilled) => spilled,
             none => none.insert(Spill::create(&self.spill_folder)?),
         };
-        spilled.append(&self.held)?;
-        self.totals.add(Totals::of(&self.held));
+        spilled.append(self.held.iter())?;
+        self.totals.add(Totals::of(self.held.iter()));
         self.held.clear();
         Ok(())
     }
@@ -164,7 +157,7 @@ impl ExactQuantiles {
             (none, others @ Some(_)) => *none = others,
             (_, None) => {}
         }
-        for Sample { value_ns, count } in other.held {
+        for Sample { value_ns, count } in other.held.iter() {
             self.push(value_ns, count)?;
         }
         self.totals.add(other.totals);
@@ -176,7 +169,7 @@ impl ExactQuantiles {
     /// # Errors
     /// When the file, where there is one, cannot be read, or could not be written before.
     pub fn finish(mut self, percentiles: &[f64]) -> io::Result<Distribution> {
-        self.totals.add(Totals::of(&self.held));
+        self.totals.add(Totals::of(self.held.iter()));
         let totals = self.totals;
         let positions: Vec<_> =
             percentiles.iter().filter_map(|p| QuantilePosition::new(totals.count, p / 100.0)).collect();
@@ -201,16 +194,13 @@ impl ExactQuantiles {
         let mut targets: Vec<_> = ranks.iter().map(|&rank| Target { prefix: 0, rank }).collect();
         let mut bits_left = u64::BITS - max_ns.saturating_sub(min_ns).leading_zeros();
         while bits_left > 0 && !targets.is_empty() {
-            let mut prefixes: Vec<u64> = targets.iter().map(|t| t.prefix).collect();
-            prefixes.dedup();
-            // Passes as alike as can be: few buckets are looked through faster than many.
-            let num_passes = bits_left.div_ceil(self.max_bits_per_pass(prefixes.len()));
-            let bits = bits_left.div_ceil(num_passes);
+            let prefixes = Prefixes::of(&targets);
+            let bits = bits_left.min(self.max_bits_per_pass(prefixes.sorted.len()));
             bits_left -= bits;
             let counts = self.count_within(&prefixes, bits, bits_left)?;
-            for target in &mut targets {
-                let index = prefixes.partition_point(|&p| p < target.prefix);
-                target.descend(&counts[index << bits..][..1 << bits]).ok_or_else(damaged)?;
+            let num_left = narrow(&mut targets, &prefixes, &counts, bits).ok_or_else(damaged)?;
+            if num_left <= self.max_gathered() {
+                return self.gather(&targets, bits_left);
             }
         }
         Ok(targets.iter().map(|t| min_ns + t.prefix).collect())
@@ -218,30 +208,59 @@ impl ExactQuantiles {
 
     /// Bits for which `num_histograms` find room, and few enough that the buckets are outnumbered by the samples.
     fn max_bits_per_pass(&self, num_histograms: usize) -> u32 {
-        let room = self.max_held * size_of::<Sample>() / size_of::<u64>() / num_histograms;
+        let room = self.held.max_bytes() / size_of::<u64>() / num_histograms;
         let worthwhile = if self.spilled.is_none() { self.held.len() / 4 } else { usize::MAX };
         room.min(worthwhile).checked_ilog2().unwrap_or(0).clamp(1, MAX_BITS_PER_PASS)
     }
 
-    /// One histogram for each of the ascending `prefixes`: the samples whose bits (of the value above the least)
-    /// begin with it, by the next `bits`, above the last `shift`.
-    fn count_within(&mut self, prefixes: &[u64], bits: u32, shift: u32) -> io::Result<Vec<u64>> {
+    /// One histogram for each of the `prefixes`: the samples whose bits (of the value above the least) begin with it,
+    /// by the next `bits`, above the last `shift`.
+    fn count_within(&mut self, prefixes: &Prefixes, bits: u32, shift: u32) -> io::Result<Vec<u64>> {
         let min_ns = self.totals.min_ns;
-        let mut counts = vec![0; prefixes.len() << bits];
+        let mut counts = vec![0; prefixes.sorted.len() << bits];
         self.for_each(|sample| {
             let key = (sample.value_ns - min_ns) >> shift;
-            if let Ok(index) = prefixes.binary_search(&(key >> bits)) {
+            if let Some(index) = prefixes.find(key >> bits) {
                 counts[(index << bits) | (key as usize & ((1 << bits) - 1))] += u64::from(sample.count);
             }
         })?;
         Ok(counts)
     }
 
+    /// Most samples that are sorted at once, in the memory for counting.
+    fn max_gathered(&self) -> u64 {
+        (self.held.max_bytes() / size_of::<Sample>()) as u64
+    }
+
+    /// The values of `targets`, of which all but the last `shift` bits are known, by sorting the samples that begin as
+    /// they do.
+    fn gather(&mut self, targets: &[Target], shift: u32) -> io::Result<Vec<u64>> {
+        let (min_ns, prefixes) = (self.totals.min_ns, Prefixes::of(targets));
+        let mut samples = Vec::new();
+        self.for_each(|sample| {
+            if prefixes.find((sample.value_ns - min_ns) >> shift).is_some() {
+                samples.push(sample);
+            }
+        })?;
+        samples.sort_unstable_by_key(|sample| sample.value_ns);
+        let value = |target: &Target| {
+            let start = samples.partition_point(|s| (s.value_ns - min_ns) >> shift < target.prefix);
+            let mut rank = target.rank;
+            let at_rank = samples[start..].iter().find(|sample| {
+                let is_here = rank < u64::from(sample.count);
+                rank = rank.saturating_sub(sample.count.into());
+                is_here
+            });
+            at_rank.map(|sample| sample.value_ns).ok_or_else(damaged)
+        };
+        targets.iter().map(value).collect()
+    }
+
     fn for_each(&mut self, mut visit: impl FnMut(Sample)) -> io::Result<()> {
         if let Some(spilled) = &mut self.spilled {
             spilled.for_each(&mut visit)?;
         }
-        self.held.iter().copied().for_each(visit);
+        self.held.iter().for_each(visit);
         Ok(())
     }
 }
@@ -254,17 +273,58 @@ struct Target {
     rank: u64,
 }
 
-impl Target {
-    /// Learns the next bits from the `histogram` of its prefix, of a power of two in length; `None` when its rank lies
-    /// beyond.
-    fn descend(&mut self, histogram: &[u64]) -> Option<()> {
-        let bucket = histogram.iter().position(|&count| {
-            let is_here = self.rank < count;
-            self.rank -= if is_here { 0 } else { count };
-            is_here
-        })?;
-        self.prefix = (self.prefix << histogram.len().ilog2()) | bucket as u64;
-        Some(())
+/// Lets ascending `targets` learn the next `bits` from the histograms of their prefixes; returns how many samples begin
+/// as they do now, or `None` where a rank lies beyond its histogram.
+fn narrow(targets: &mut [Target], prefixes: &Prefixes, counts: &[u64], bits: u32) -> Option<u64> {
+    let (mut place, mut bucket, mut before, mut num_left) = (usize::MAX, 0, 0, 0);
+    let mut last = None;
+    for target in targets {
+        let index = prefixes.find(target.prefix)?;
+        if index != place {
+            (place, bucket, before) = (index, 0, 0);
+        }
+        let histogram = &counts[index << bits..][..1 << bits];
+        let mut count = *histogram.get(bucket)?;
+        while before + count <= target.rank {
+            before += count;
+            bucket += 1;
+            count = *histogram.get(bucket)?;
+        }
+        target.rank -= before;
+        target.prefix = (target.prefix << bits) | bucket as u64;
+        if last.replace(target.prefix) != Some(target.prefix) {
+            num_left += count;
+        }
+    }
+    Some(num_left)
+}
+
+/// The prefixes of targets, each once and ascending.
+struct Prefixes {
+    sorted: Vec<u64>,
+    /// A bit for the last twelve bits of each, by which most others are told.
+    filter: [u64; 64],
+}
+
+impl Prefixes {
+    /// Of ascending targets.
+    fn of(targets: &[Target]) -> Self {
+        let mut sorted: Vec<u64> = targets.iter().map(|target| target.prefix).collect();
+        sorted.dedup();
+        let mut filter = [0; 64];
+        for prefix in &sorted {
+            filter[(prefix >> 6) as usize % 64] |= 1 << (prefix % 64);
+        }
+        Self { sorted, filter }
+    }
+
+    /// The place of a prefix.
+    #[inline]
+    fn find(&self, prefix: u64) -> Option<usize> {
+        if self.filter[(prefix >> 6) as usize % 64] >> (prefix % 64) & 1 == 0 {
+            return None;
+        }
+        self.sorted.binary_search(&prefix).ok()
     }
 }
 

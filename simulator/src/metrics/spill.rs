@@ -48,7 +48,7 @@ impl Spill {
     }
 
     /// Writes samples behind those there are.
-    pub(super) fn append(&mut self, samples: &[Sample]) -> io::Result<()> {
+    pub(super) fn append(&mut self, samples: impl Iterator<Item = Sample>) -> io::Result<()> {
         self.chunk.clear();
         self.chunk.reserve_exact(CHUNK_BYTES + 2 * PADDING_BYTES);
         for sample in samples {
@@ -56,7 +56,7 @@ impl Spill {
                 self.file.write_all(&self.chunk)?;
                 self.chunk.clear();
             }
-            encode(*sample, &mut self.chunk);
+            encode(sample, &mut self.chunk);
         }
         self.file.write_all(&self.chunk)
     }
@@ -159,16 +159,17 @@ mod tests {
         let mut spill = Spill::create(folder.path()).unwrap();
         let written = samples(20_000);
         for part in written.chunks(3_000) {
-            spill.append(part).unwrap();
+            spill.append(part.iter().copied()).unwrap();
         }
         assert!(spill.file.metadata().unwrap().len() > 2 * CHUNK_BYTES as u64);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the file has no name");
         assert_eq!(read_all(&mut spill).unwrap(), written);
         assert_eq!(read_all(&mut spill).unwrap(), written, "again");
         let mut whole = Spill::create(folder.path()).unwrap();
-        whole.append(&written[..5]).unwrap();
+        let few = || written[..5].iter().copied();
+        whole.append(few()).unwrap();
         whole.append_all_of(spill).unwrap();
-        whole.append(&written[..5]).unwrap();
+        whole.append(few()).unwrap();
         let expected = [&written[..5], &written, &written[..5]].concat();
         assert_eq!(read_all(&mut whole).unwrap(), expected);
     }
@@ -176,7 +177,7 @@ mod tests {
     #[test]
     fn a_common_latency_takes_five_bytes() {
         let mut spill = Spill::create(&std::env::temp_dir()).unwrap();
-        spill.append(&[Sample { value_ns: 25_000_000, count: 1 }]).unwrap();
+        spill.append([Sample { value_ns: 25_000_000, count: 1 }].into_iter()).unwrap();
         assert_eq!(spill.file.metadata().unwrap().len(), 5);
     }
 

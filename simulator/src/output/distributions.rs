@@ -11,7 +11,7 @@ use crate::{metrics::ExactQuantiles, recorder::Outcome};
 ///
 /// Those of requests follow Vidur's metrics (microsoft/vidur, `vidur/metrics/constants.py` and `metrics_store.py`);
 /// `docs/metrics.md` names each one's counterpart.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Distributions {
     ttft: ExactQuantiles,
     itl: ExactQuantiles,
@@ -30,7 +30,7 @@ pub struct Distributions {
 }
 
 /// Times of a request over its number of output tokens, or of prompt tokens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PerToken {
     e2e: ExactQuantiles,
     execution: ExactQuantiles,
@@ -38,6 +38,38 @@ struct PerToken {
     /// Over prompt tokens.
     prefill: ExactQuantiles,
     decode: ExactQuantiles,
+}
+
+/// Memory of a distribution over requests. There are many of them, and few requests to a step: it holds 65,536 requests
+/// before any file.
+const REQUEST_BYTES: usize = 1 << 20;
+
+impl Default for Distributions {
+    fn default() -> Self {
+        let of_requests = || ExactQuantiles::new(REQUEST_BYTES);
+        Self {
+            ttft: of_requests(),
+            itl: ExactQuantiles::default(),
+            tpot: of_requests(),
+            e2e: of_requests(),
+            scheduling_delay: of_requests(),
+            execution: of_requests(),
+            preemption: of_requests(),
+            in_service: of_requests(),
+            prefill: of_requests(),
+            per_token: PerToken {
+                e2e: of_requests(),
+                execution: of_requests(),
+                in_service: of_requests(),
+                prefill: of_requests(),
+                decode: of_requests(),
+            },
+            num_preemptions: of_requests(),
+            batch_time: ExactQuantiles::default(),
+            batch_size: ExactQuantiles::default(),
+            batch_tokens: ExactQuantiles::default(),
+        }
+    }
 }
 
 /// A mean over tokens is kept in picoseconds, since it is no whole number of nanoseconds.
