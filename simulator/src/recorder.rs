@@ -77,15 +77,11 @@ pub struct TokenSteps {
 
 impl TokenSteps {
     /// Adds a token of each of `count` consecutive steps.
-    #[inline]
     pub fn push(&mut self, first_step: u32, count: u32) {
-        let (first, length) = self.last;
-        if length == 0 {
-            self.last = (first_step, count);
-        } else if first + length == first_step {
-            self.last.1 += count;
-        } else {
-            self.earlier.push(self.last);
+        if !self.go_on(first_step, count) {
+            if self.last.1 > 0 {
+                self.earlier.push(self.last);
+            }
             self.last = (first_step, count);
         }
     }
@@ -102,12 +98,14 @@ impl TokenSteps {
         self.last.1 == 0
     }
 
-    /// Whether the last token so far is of the step before `step`.
+    /// As [`Self::push`], where the last token so far is of the step before; false, and nothing is added, where not.
     #[must_use]
     #[inline]
-    pub fn reach_to(&self, step: u32) -> bool {
-        let (first, count) = self.last;
-        count > 0 && first + count == step
+    pub fn go_on(&mut self, first_step: u32, count: u32) -> bool {
+        let (first, length) = self.last;
+        let does_go_on = length > 0 && first + length == first_step;
+        self.last.1 = if does_go_on { length + count } else { length };
+        does_go_on
     }
 
     /// The step of each token, in order.

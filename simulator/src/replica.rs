@@ -135,21 +135,6 @@ struct Pace {
     token_steps: TokenSteps,
 }
 
-impl Pace {
-    /// Whether the step before `step` made a token, and so the last one.
-    #[inline]
-    fn reaches_to(&self, step: u32) -> bool {
-        self.token_steps.reach_to(step)
-    }
-
-    /// Accounts for a token in each of `count` consecutive steps, the last of which ended at `end`.
-    #[inline]
-    fn tokens(&mut self, first_step: u32, count: u32, end: Nanos) {
-        self.last_token = end;
-        self.token_steps.push(first_step, count);
-    }
-}
-
 impl<E: Executor> Replica<E> {
     /// An idle replica.
     #[must_use]
@@ -371,29 +356,31 @@ impl<E: Executor> Replica<E> {
         let used = self.scheduler.state().kv_cache.num_used();
         self.counts.kv_block_ns += u128::from(used) * u128::from(duration.0);
         recorder.step_end(self.number, number, start, end);
-        let (mut num_tokens, mut num_in_a_row) = (0, 0);
+        let (mut num_tokens, mut num_in_a_row) = (0_u64, 0);
         for s in &step.sequences {
             let progress = &mut self.progress[s.id.index()];
             progress.pace.executed += duration;
-            num_tokens += u32::from(s.samples);
-            if s.samples && progress.pace.reaches_to(number) {
-                num_in_a_row += 1;
-            } else {
+            if !s.samples {
                 progress.first_scheduled.get_or_insert(start);
-                if !s.samples {
-                    continue;
-                }
-                if progress.pace.token_steps.is_empty() {
-                    progress.first_token = end;
-                } else {
-                    recorder.gaps(end.saturating_since(progress.pace.last_token), 1);
-                }
+                continue;
             }
-            progress.pace.tokens(number, 1, end);
+            num_tokens += 1;
+            let last_token = mem::replace(&mut progress.pace.last_token, end);
+            if progress.pace.token_steps.go_on(number, 1) {
+                num_in_a_row += 1;
+                continue;
+            }
+            progress.first_scheduled.get_or_insert(start);
+            if progress.pace.token_steps.is_empty() {
+                progress.first_token = end;
+            } else {
+                recorder.gaps(end.saturating_since(last_token), 1);
+            }
+            progress.pace.token_steps.push(number, 1);
         }
         // One for all whose token before was of the step before.
         recorder.gaps(end.saturating_since(self.last_end), num_in_a_row);
-        self.counts.output_tokens += u64::from(num_tokens);
+        self.counts.output_tokens += num_tokens;
         self.last_end = end;
         self.scheduler.complete(&step, &mut self.finished);
         for id in &self.finished {
@@ -452,13 +439,14 @@ impl<E: Executor> Replica<E> {
         let mut num_in_a_row = 0;
         for id in self.scheduler.running() {
             let pace = &mut self.progress[id.index()].pace;
-            if pace.reaches_to(first_number) {
+            pace.executed += executed;
+            let last_token = mem::replace(&mut pace.last_token, end);
+            if pace.token_steps.go_on(first_number, done) {
                 num_in_a_row += 1;
             } else {
-                recorder.gaps(first_end.saturating_since(pace.last_token), 1);
+                recorder.gaps(first_end.saturating_since(last_token), 1);
+                pace.token_steps.push(first_number, done);
             }
-            pace.executed += executed;
-            pace.tokens(first_number, done, end);
         }
         recorder.gaps(first_end.saturating_since(self.last_end), num_in_a_row);
         self.last_end = end;

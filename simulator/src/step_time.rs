@@ -97,6 +97,18 @@ pub struct GpuParts {
 }
 
 impl GpuParts {
+    /// Adds attention that takes `attention` a layer.
+    #[inline]
+    fn add_attention(&mut self, attention: &Prediction, num_layers: u32) {
+        let attention_ns = attention.time_ns * f64::from(num_layers);
+        self.provenance.add(attention.provenance, attention_ns);
+        if self.is_decode_only {
+            self.decode_attention_ns = attention_ns;
+        } else {
+            self.prefill_attention_ns = attention_ns;
+        }
+    }
+
     /// The step's GPU time under factors, ns.
     #[must_use]
     #[inline]
@@ -208,15 +220,39 @@ pub struct StepTimeModel<T> {
     by_tokens: LinearTable,
     by_seqs: LinearTable,
     used: Used,
+    /// Of the step timed last: most often the next is like it but for its contexts.
+    base: Option<Base>,
     /// What [`Self::stage_times`] lends.
     stage_times: Vec<StageTime>,
 }
 
 /// Where a step's times stand.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Places {
     tokens: usize,
     seqs: usize,
+}
+
+/// A step's time without its attention, and what it is of.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    /// Unpadded.
+    num_tokens: u32,
+    num_seqs: u32,
+    is_decode_only: bool,
+    after_idle: bool,
+    places: Places,
+    time: StepTime,
+}
+
+impl Base {
+    #[inline]
+    fn is_of(&self, batch: &BatchShape, after_idle: bool) -> bool {
+        self.num_tokens == batch.num_tokens
+            && self.num_seqs == batch.num_seqs
+            && self.is_decode_only == (batch.attention.num_prefill_seqs == 0)
+            && self.after_idle == after_idle
+    }
 }
 
 /// What an operator's time depends on.
@@ -287,6 +323,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
             by_tokens: LinearTable::new(deployment.max_num_batched_tokens, num_stages),
             by_seqs: LinearTable::new(deployment.max_num_seqs, num_stages),
             used: Used::default(),
+            base: None,
             stage_times: vec![StageTime::default(); num_stages],
             stages,
             stage_kernels,
@@ -311,9 +348,16 @@ impl<T: OperatorTimes> StepTimeModel<T> {
     /// When an operator has no time.
     pub fn gpu_parts(&mut self, batch: &BatchShape) -> Result<GpuParts, StepTimeError> {
         let places = self.places(batch.num_tokens, batch.num_seqs)?;
+        let mut parts = self.parts_at(places, batch);
+        parts.add_attention(&self.attention(batch)?, self.model.num_layers);
+        Ok(parts)
+    }
+
+    /// The time of one layer's attention.
+    #[inline]
+    fn attention(&self, batch: &BatchShape) -> Result<Prediction, PredictError> {
         let shape = OperatorShape::Attention { heads: self.heads, load: batch.attention };
-        let attention = self.times.predict(Operator::Attention, &shape)?;
-        Ok(self.parts_at(places, batch, &attention))
+        self.times.predict(Operator::Attention, &shape)
     }
 
     /// The time of a step over `batch` (unpadded), residual 1; `after_idle` when the engine idled before.
@@ -324,10 +368,25 @@ impl<T: OperatorTimes> StepTimeModel<T> {
     /// When an operator has no time, or the profile no costs of the step's dispatch.
     #[inline]
     pub fn step_time(&mut self, batch: &BatchShape, after_idle: bool) -> Result<StepTime, StepTimeError> {
+        let attention = self.attention(batch)?;
+        let base = match &self.base {
+            Some(base) if base.is_of(batch, after_idle) => base,
+            _ => {
+                let base = self.base_of(batch, after_idle)?;
+                self.base.insert(base)
+            }
+        };
+        let (places, mut time) = (base.places, base.time);
+        time.parts.add_attention(&attention, self.model.num_layers);
+        time.gpu_ns = time.parts.scaled_ns(&self.profile.operator_scales);
+        self.count(places, batch, attention.time_ns);
+        Ok(time)
+    }
+
+    /// All of a step's time but attention's, and with it the GPU's.
+    fn base_of(&mut self, batch: &BatchShape, after_idle: bool) -> Result<Base, StepTimeError> {
         let places = self.places(batch.num_tokens, batch.num_seqs)?;
-        let shape = OperatorShape::Attention { heads: self.heads, load: batch.attention };
-        let attention = self.times.predict(Operator::Attention, &shape)?;
-        let parts = self.parts_at(places, batch, &attention);
+        let parts = self.parts_at(places, batch);
         let costs = self.costs(parts.dispatch)?;
         let factor = self.profile.host_factor;
         let (num_seqs, num_tokens) = (batch.num_seqs, batch.num_tokens);
@@ -335,7 +394,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         let time = StepTime {
             parts,
             host_pre_ns: factor * costs.host_pre.at(num_seqs, num_tokens),
-            gpu_ns: parts.scaled_ns(&self.profile.operator_scales),
+            gpu_ns: 0.0,
             launch_ns: factor
                 * (f64::from(parts.num_launches) * costs.launch_ns
                     + f64::from(num_seqs) * costs.launch_per_seq_ns)
@@ -344,8 +403,8 @@ impl<T: OperatorTimes> StepTimeModel<T> {
             after_idle_ns,
             residual: 1.0,
         };
-        self.count(places, batch, attention.time_ns);
-        Ok(time)
+        let is_decode_only = parts.is_decode_only;
+        Ok(Base { num_tokens, num_seqs, is_decode_only, after_idle, places, time })
     }
 
     /// Each stage's part of a step whose time this model told, the residual's stretch of the host included.
@@ -398,14 +457,11 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         }
     }
 
-    /// The parts of a step, whose attention takes `attention` a layer.
-    #[inline]
-    fn parts_at(&self, places: Places, batch: &BatchShape, attention: &Prediction) -> GpuParts {
+    /// The parts of a step but its attention.
+    fn parts_at(&self, places: Places, batch: &BatchShape) -> GpuParts {
         let (tokens, seqs) = (self.by_tokens.at(places.tokens), self.by_seqs.at(places.seqs));
-        let attention_ns = attention.time_ns * f64::from(self.model.num_layers);
         let mut provenance = tokens.provenance;
         provenance += seqs.provenance;
-        provenance.add(attention.provenance, attention_ns);
         let is_decode_only = batch.attention.num_prefill_seqs == 0;
         let dispatch = dispatch_of(tokens.is_captured, is_decode_only);
         GpuParts {
@@ -414,8 +470,8 @@ impl<T: OperatorTimes> StepTimeModel<T> {
             num_seqs: batch.num_seqs,
             is_decode_only,
             gemm_ns: tokens.gemm_ns + seqs.gemm_ns,
-            prefill_attention_ns: if is_decode_only { 0.0 } else { attention_ns },
-            decode_attention_ns: if is_decode_only { attention_ns } else { 0.0 },
+            prefill_attention_ns: 0.0,
+            decode_attention_ns: 0.0,
             other_ns: tokens.other_ns + seqs.other_ns,
             num_launches: self.num_launches[dispatch as usize],
             provenance,

@@ -168,20 +168,18 @@ impl KvCache {
         }
         let Self { next_fresh, recycled, tables, num_blocks, prefix, .. } = self;
         let table = table_of(tables, sequence);
-        for _ in 0..missing {
-            let block = match recycled.pop() {
-                Some(block) => block,
-                None if *next_fresh <= *num_blocks => {
-                    *next_fresh += 1;
-                    BlockId(*next_fresh - 1)
-                }
-                // Enough are free, so what is left has content.
-                None => prefix.as_mut().and_then(|prefix| prefix.evict()).expect("a free block"),
-            };
-            if let Some(prefix) = prefix {
-                prefix.hand_out(block);
+        let num_held = table.len();
+        let num_recycled = recycled.len().min(missing as usize);
+        table.extend(recycled.drain(recycled.len() - num_recycled..).rev());
+        let num_fresh = (missing - num_recycled as u32).min(*num_blocks + 1 - *next_fresh);
+        table.extend((*next_fresh..*next_fresh + num_fresh).map(BlockId));
+        *next_fresh += num_fresh;
+        if let Some(prefix) = prefix {
+            // Enough are free, so what is left has content.
+            while table.len() < num_held + missing as usize {
+                table.push(prefix.evict().expect("a free block"));
             }
-            table.push(block);
+            table[num_held..].iter().for_each(|&block| prefix.hand_out(block));
         }
         self.num_used += missing;
         true

@@ -41,6 +41,7 @@ impl Held {
     }
 
     /// Memory of all buffers.
+    #[cfg(test)]
     pub(super) fn num_bytes(&self) -> usize {
         self.num_words * size_of::<u64>()
     }
@@ -115,23 +116,43 @@ impl Held {
         self.full.iter().map(Vec::len).sum::<usize>() + self.open.len() + 1
     }
 
-    /// Every sample, in the order in which they came.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Sample> {
-        let latest = Some(self.latest).filter(|latest| latest.count > 0);
-        self.full.iter().chain([&self.open]).flat_map(|words| decoded(words)).chain(latest)
-    }
-}
-
-fn decoded(words: &[u64]) -> impl Iterator<Item = Sample> {
-    let mut words = words.iter();
-    std::iter::from_fn(move || {
-        let &word = words.next()?;
-        let (high, low) = (word >> COUNT_BITS, word & IN_TWO_WORDS);
-        if low == IN_TWO_WORDS {
-            return words.next().map(|&value_ns| Sample { value_ns, count: high as u32 });
+    /// Shows every sample to `visit`, in the order in which they came.
+    #[inline]
+    pub(super) fn for_each(&self, mut visit: impl FnMut(Sample)) {
+        for words in self.full.iter().chain([&self.open]) {
+            let mut words = words.iter();
+            while let Some(&word) = words.next() {
+                let (high, low) = (word >> COUNT_BITS, word & IN_TWO_WORDS);
+                if low != IN_TWO_WORDS {
+                    visit(Sample { value_ns: high, count: low as u32 });
+                } else if let Some(&value_ns) = words.next() {
+                    visit(Sample { value_ns, count: high as u32 });
+                }
+            }
         }
-        Some(Sample { value_ns: high, count: low as u32 })
-    })
+        if self.latest.count > 0 {
+            visit(self.latest);
+        }
+    }
+
+    /// Holds no more than the given samples.
+    #[cfg(test)]
+    pub(super) fn of(samples: &[Sample]) -> Self {
+        let mut held = Self::new(samples.len() * 16 + 512);
+        for &Sample { value_ns, count } in samples {
+            assert!(held.has_room() || held.grow());
+            held.push(value_ns, count);
+        }
+        held
+    }
+
+    /// What [`Self::for_each`] shows.
+    #[cfg(test)]
+    pub(super) fn to_vec(&self) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        self.for_each(|sample| samples.push(sample));
+        samples
+    }
 }
 
 #[cfg(test)]
@@ -140,20 +161,16 @@ mod tests {
 
     #[test]
     fn samples_of_every_size_come_back() {
-        let mut held = Held::new(1 << 20);
         let values = (0..64).map(|shift| u64::MAX >> shift).chain([0]);
         let written: Vec<Sample> = values
             .flat_map(|value_ns| [1, 2, 65_534, 65_535, u32::MAX].map(|count| Sample { value_ns, count }))
             .collect();
-        for &Sample { value_ns, count } in &written {
-            assert!(held.has_room() || held.grow());
-            held.push(value_ns, count);
-        }
-        assert!(held.iter().eq(written.iter().copied()));
+        let mut held = Held::of(&written);
+        assert_eq!(held.to_vec(), written);
         assert!(held.len() >= written.len());
         let num_bytes = held.num_bytes();
         held.clear();
-        assert_eq!(held.iter().next(), None);
+        assert_eq!(held.to_vec(), []);
         while held.has_room() || !held.spare.is_empty() {
             assert!(held.has_room() || held.grow());
             held.push(7, 1);

@@ -53,14 +53,14 @@ impl Totals {
         self.max_ns = self.max_ns.max(other.max_ns);
     }
 
-    fn of(samples: impl Iterator<Item = Sample>) -> Self {
+    fn of(samples: &Held) -> Self {
         let mut totals = Self::NONE;
-        for Sample { value_ns, count } in samples {
+        samples.for_each(|Sample { value_ns, count }| {
             totals.count += u64::from(count);
             totals.sum_ns += u128::from(value_ns) * u128::from(count);
             totals.min_ns = totals.min_ns.min(value_ns);
             totals.max_ns = totals.max_ns.max(value_ns);
-        }
+        });
         totals
     }
 }
@@ -128,8 +128,8 @@ impl ExactQuantiles {
             Some(spilled) => spilled,
             none => none.insert(Spill::create(&self.spill_folder)?),
         };
-        spilled.append(self.held.iter())?;
-        self.totals.add(Totals::of(self.held.iter()));
+        spilled.append(&self.held)?;
+        self.totals.add(Totals::of(&self.held));
         self.held.clear();
         Ok(())
     }
@@ -157,9 +157,13 @@ impl ExactQuantiles {
             (none, others @ Some(_)) => *none = others,
             (_, None) => {}
         }
-        for Sample { value_ns, count } in other.held.iter() {
-            self.push(value_ns, count)?;
-        }
+        let mut pushed = Ok(());
+        other.held.for_each(|Sample { value_ns, count }| {
+            if pushed.is_ok() {
+                pushed = self.push(value_ns, count);
+            }
+        });
+        pushed?;
         self.totals.add(other.totals);
         Ok(())
     }
@@ -169,7 +173,7 @@ impl ExactQuantiles {
     /// # Errors
     /// When the file, where there is one, cannot be read, or could not be written before.
     pub fn finish(mut self, percentiles: &[f64]) -> io::Result<Distribution> {
-        self.totals.add(Totals::of(self.held.iter()));
+        self.totals.add(Totals::of(&self.held));
         let totals = self.totals;
         let positions: Vec<_> =
             percentiles.iter().filter_map(|p| QuantilePosition::new(totals.count, p / 100.0)).collect();
@@ -260,7 +264,7 @@ impl ExactQuantiles {
         if let Some(spilled) = &mut self.spilled {
             spilled.for_each(&mut visit)?;
         }
-        self.held.iter().for_each(visit);
+        self.held.for_each(visit);
         Ok(())
     }
 }

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use super::held::Held;
+
 /// Equal samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sample {
@@ -48,17 +50,20 @@ impl Spill {
     }
 
     /// Writes samples behind those there are.
-    pub(super) fn append(&mut self, samples: impl Iterator<Item = Sample>) -> io::Result<()> {
+    pub(super) fn append(&mut self, samples: &Held) -> io::Result<()> {
         self.chunk.clear();
         self.chunk.reserve_exact(CHUNK_BYTES + 2 * PADDING_BYTES);
-        for sample in samples {
+        let mut written = Ok(());
+        samples.for_each(|sample| {
             if self.chunk.len() > CHUNK_BYTES {
-                self.file.write_all(&self.chunk)?;
+                if written.is_ok() {
+                    written = self.file.write_all(&self.chunk);
+                }
                 self.chunk.clear();
             }
             encode(sample, &mut self.chunk);
-        }
-        self.file.write_all(&self.chunk)
+        });
+        written.and_then(|()| self.file.write_all(&self.chunk))
     }
 
     /// Writes the samples of `other` behind those there are.
@@ -159,17 +164,17 @@ mod tests {
         let mut spill = Spill::create(folder.path()).unwrap();
         let written = samples(20_000);
         for part in written.chunks(3_000) {
-            spill.append(part.iter().copied()).unwrap();
+            spill.append(&Held::of(part)).unwrap();
         }
         assert!(spill.file.metadata().unwrap().len() > 2 * CHUNK_BYTES as u64);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the file has no name");
         assert_eq!(read_all(&mut spill).unwrap(), written);
         assert_eq!(read_all(&mut spill).unwrap(), written, "again");
         let mut whole = Spill::create(folder.path()).unwrap();
-        let few = || written[..5].iter().copied();
-        whole.append(few()).unwrap();
+        let few = Held::of(&written[..5]);
+        whole.append(&few).unwrap();
         whole.append_all_of(spill).unwrap();
-        whole.append(few()).unwrap();
+        whole.append(&few).unwrap();
         let expected = [&written[..5], &written, &written[..5]].concat();
         assert_eq!(read_all(&mut whole).unwrap(), expected);
     }
@@ -177,7 +182,7 @@ mod tests {
     #[test]
     fn a_common_latency_takes_five_bytes() {
         let mut spill = Spill::create(&std::env::temp_dir()).unwrap();
-        spill.append([Sample { value_ns: 25_000_000, count: 1 }].into_iter()).unwrap();
+        spill.append(&Held::of(&[Sample { value_ns: 25_000_000, count: 1 }])).unwrap();
         assert_eq!(spill.file.metadata().unwrap().len(), 5);
     }
 

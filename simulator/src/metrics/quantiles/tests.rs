@@ -12,7 +12,7 @@ fn naive(samples: &[(u64, u32)]) -> Distribution {
     for &(value_ns, count) in samples {
         for _ in 0..count {
             sorted.push(value_ns as f64);
-            totals.add(Totals::of([Sample { value_ns, count: 1 }].into_iter()));
+            totals.add(Totals::of(&Held::of(&[Sample { value_ns, count: 1 }])));
         }
     }
     sorted.sort_by(f64::total_cmp);
@@ -165,7 +165,7 @@ fn equal_neighbours_take_no_memory() {
     for _ in 0..1_000 {
         quantiles.push(9, 3).unwrap();
     }
-    assert!(quantiles.held.iter().eq([Sample { value_ns: 9, count: 3_000 }]));
+    assert_eq!(quantiles.held.to_vec(), [Sample { value_ns: 9, count: 3_000 }]);
     assert!(quantiles.spilled.is_none());
 }
 
