@@ -167,13 +167,12 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
     fn timed<R>(
         &mut self,
         batch: &BatchShape,
-        tell: impl FnOnce(&StepTime, &mut StepTimeModel<M::Times>, &mut Pipeline) -> Result<R, StepTimeError>,
+        tell: impl FnOnce(&StepTime) -> R,
     ) -> Result<R, StepTimeError> {
-        let Self { model, residuals, busy, kept, pipeline, .. } = self;
+        let Self { model, residuals, busy, kept, .. } = self;
         let is_after_idle = std::mem::take(&mut self.is_after_idle);
-        // A step's time is large: it is looked at where it lies.
         model.lend(|model| {
-            let mut time = model.step_time(batch, is_after_idle)?;
+            let time = model.step_time_in_place(batch, is_after_idle)?;
             let dispatch = time.parts.dispatch;
             if let Some(Scatter { sampler, quantiles }) = residuals {
                 time.residual = sampler.draw(dispatch, &quantiles[dispatch as usize]);
@@ -182,9 +181,9 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
             busy.provenance += time.parts.provenance;
             busy.steps[dispatch as usize] += 1;
             if let Some(kept) = kept {
-                kept.push(time);
+                kept.push(*time);
             }
-            tell(&time, model, pipeline)
+            Ok(tell(time))
         })
     }
 
@@ -202,13 +201,15 @@ impl<'a, M: LendModel> SimulatedExecutor<'a, M> {
 
     /// Launches a step behind others: the host goes on when it has launched it.
     fn launch_behind(&mut self, batch: &BatchShape, start: Nanos) -> Result<Launched, StepTimeError> {
-        let (launched, time) = self.timed(batch, |time, model, pipeline| {
+        let time = self.timed(batch, |time| *time)?;
+        let Self { model, pipeline, .. } = self;
+        let launched = model.lend(|model| {
             let parts = StepParts {
                 host_pre_ns: time.host_pre_ns * time.residual,
-                stages: model.stage_times(time)?,
+                stages: model.stage_times(&time)?,
                 host_post_ns: time.host_post_ns * time.residual,
             };
-            Ok((pipeline.launch(start, &parts), *time))
+            Ok::<_, StepTimeError>(pipeline.launch(start, &parts))
         })?;
         self.last_time = Some(time);
         self.clock = self.clock.max(launched.host_free);
@@ -256,7 +257,7 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
             self.in_flight.push_back(InFlight { start, launched: Some(launched), end: start, between_ns });
             return Ok(schedule);
         }
-        let (duration, time) = self.timed(batch, |time, _, _| Ok((duration(time), *time)))?;
+        let (duration, time) = self.timed(batch, |time| (duration(time), *time))?;
         self.last_time = Some(time);
         let end = start + duration;
         self.in_flight.push_back(InFlight { start, launched: None, end, between_ns });
@@ -306,7 +307,7 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
             return Ok(None);
         }
         let batch = BatchShape::from_load(*load);
-        let duration = self.timed(&batch, |time, _, _| Ok(duration(time)))?;
+        let duration = self.timed(&batch, duration)?;
         self.last_end = start + duration;
         self.clock = self.last_end + Nanos::from_f64(self.between_ns(&batch));
         Ok(Some(StepSpan { duration, schedule: self.schedule(&batch).min(duration) }))

@@ -220,8 +220,8 @@ pub struct StepTimeModel<T> {
     by_tokens: LinearTable,
     by_seqs: LinearTable,
     used: Used,
-    /// Of the step timed last: most often the next is like it but for its contexts.
-    base: Option<Base>,
+    /// Of the last steps timed, by [`GpuParts::is_decode_only`]: most often the next is like one but for its contexts.
+    bases: [Option<Base>; 2],
     /// What [`Self::stage_times`] lends.
     stage_times: Vec<StageTime>,
 }
@@ -233,26 +233,18 @@ struct Places {
     seqs: usize,
 }
 
-/// A step's time without its attention, and what it is of.
+/// What steps have in common that differ in their contexts alone.
 #[derive(Clone, Copy, Debug)]
 struct Base {
     /// Unpadded.
     num_tokens: u32,
     num_seqs: u32,
-    is_decode_only: bool,
     after_idle: bool,
     places: Places,
+    /// All provenance but attention's.
+    provenance: ProvenanceTimes,
+    /// Of the last such step.
     time: StepTime,
-}
-
-impl Base {
-    #[inline]
-    fn is_of(&self, batch: &BatchShape, after_idle: bool) -> bool {
-        self.num_tokens == batch.num_tokens
-            && self.num_seqs == batch.num_seqs
-            && self.is_decode_only == (batch.attention.num_prefill_seqs == 0)
-            && self.after_idle == after_idle
-    }
 }
 
 /// What an operator's time depends on.
@@ -323,7 +315,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
             by_tokens: LinearTable::new(deployment.max_num_batched_tokens, num_stages),
             by_seqs: LinearTable::new(deployment.max_num_seqs, num_stages),
             used: Used::default(),
-            base: None,
+            bases: [None, None],
             stage_times: vec![StageTime::default(); num_stages],
             stages,
             stage_kernels,
@@ -368,18 +360,35 @@ impl<T: OperatorTimes> StepTimeModel<T> {
     /// When an operator has no time, or the profile no costs of the step's dispatch.
     #[inline]
     pub fn step_time(&mut self, batch: &BatchShape, after_idle: bool) -> Result<StepTime, StepTimeError> {
+        self.step_time_in_place(batch, after_idle).copied()
+    }
+
+    /// As [`Self::step_time`], where it stands until the next: it is large.
+    #[inline]
+    pub(crate) fn step_time_in_place(
+        &mut self,
+        batch: &BatchShape,
+        after_idle: bool,
+    ) -> Result<&mut StepTime, StepTimeError> {
         let attention = self.attention(batch)?;
-        let base = match &self.base {
-            Some(base) if base.is_of(batch, after_idle) => base,
-            _ => {
-                let base = self.base_of(batch, after_idle)?;
-                self.base.insert(base)
-            }
+        let kind = usize::from(batch.attention.num_prefill_seqs == 0);
+        let is_like = |base: &Base| {
+            base.num_tokens == batch.num_tokens
+                && base.num_seqs == batch.num_seqs
+                && base.after_idle == after_idle
         };
-        let (places, mut time) = (base.places, base.time);
+        if !self.bases[kind].as_ref().is_some_and(is_like) {
+            self.bases[kind] = Some(self.base_of(batch, after_idle)?);
+        }
+        let Self { bases, by_tokens, by_seqs, used, .. } = self;
+        let Some(Base { places, provenance, time, .. }) = &mut bases[kind] else { unreachable!("just made") };
+        by_tokens.count(places.tokens, time.parts.is_decode_only);
+        by_seqs.count(places.seqs, time.parts.is_decode_only);
+        used.count(batch, attention.time_ns);
+        time.parts.provenance = *provenance;
         time.parts.add_attention(&attention, self.model.num_layers);
         time.gpu_ns = time.parts.scaled_ns(&self.profile.operator_scales);
-        self.count(places, batch, attention.time_ns);
+        time.residual = 1.0;
         Ok(time)
     }
 
@@ -403,8 +412,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
             after_idle_ns,
             residual: 1.0,
         };
-        let is_decode_only = parts.is_decode_only;
-        Ok(Base { num_tokens, num_seqs, is_decode_only, after_idle, places, time })
+        Ok(Base { num_tokens, num_seqs, after_idle, places, provenance: parts.provenance, time })
     }
 
     /// Each stage's part of a step whose time this model told, the residual's stretch of the host included.

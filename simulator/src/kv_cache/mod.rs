@@ -169,6 +169,15 @@ impl KvCache {
         let Self { next_fresh, recycled, tables, num_blocks, prefix, .. } = self;
         let table = table_of(tables, sequence);
         let num_held = table.len();
+        // A decode's; the rest is slow for one block.
+        if missing == 1
+            && prefix.is_none()
+            && let Some(block) = recycled.pop()
+        {
+            table.push(block);
+            self.num_used += 1;
+            return true;
+        }
         let num_recycled = recycled.len().min(missing as usize);
         table.extend(recycled.drain(recycled.len() - num_recycled..).rev());
         let num_fresh = (missing - num_recycled as u32).min(*num_blocks + 1 - *next_fresh);

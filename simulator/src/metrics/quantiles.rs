@@ -303,11 +303,14 @@ fn narrow(targets: &mut [Target], prefixes: &Prefixes, counts: &[u64], bits: u32
     Some(num_left)
 }
 
+/// Last bits of a prefix that are looked at first.
+const FILTER_BITS: u32 = 12;
+
 /// The prefixes of targets, each once and ascending.
 struct Prefixes {
     sorted: Vec<u64>,
-    /// A bit for the last twelve bits of each, by which most others are told.
-    filter: [u64; 64],
+    /// Whether there is one with these last bits, by which most others are told.
+    has_bits: [bool; 1 << FILTER_BITS],
 }
 
 impl Prefixes {
@@ -315,20 +318,23 @@ impl Prefixes {
     fn of(targets: &[Target]) -> Self {
         let mut sorted: Vec<u64> = targets.iter().map(|target| target.prefix).collect();
         sorted.dedup();
-        let mut filter = [0; 64];
-        for prefix in &sorted {
-            filter[(prefix >> 6) as usize % 64] |= 1 << (prefix % 64);
+        let mut has_bits = [false; 1 << FILTER_BITS];
+        for &prefix in &sorted {
+            has_bits[prefix as usize % (1 << FILTER_BITS)] = true;
         }
-        Self { sorted, filter }
+        Self { sorted, has_bits }
     }
 
     /// The place of a prefix.
     #[inline]
     fn find(&self, prefix: u64) -> Option<usize> {
-        if self.filter[(prefix >> 6) as usize % 64] >> (prefix % 64) & 1 == 0 {
+        if !self.has_bits[prefix as usize % (1 << FILTER_BITS)] {
             return None;
         }
-        self.sorted.binary_search(&prefix).ok()
+        match self.sorted[..] {
+            [only] => (only == prefix).then_some(0),
+            _ => self.sorted.binary_search(&prefix).ok(),
+        }
     }
 }
 

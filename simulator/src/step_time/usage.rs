@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::AddAssign};
 use plumbline_schema::{AttentionLoad, BatchShape, GpuSpec, Nanos, Operator, OperatorShape, forward_pass};
 use serde::{Deserialize, Serialize};
 
-use super::{DependsOn, Places, StepTimeModel, depends_on, scale_of};
+use super::{DependsOn, StepTimeModel, depends_on, scale_of};
 use crate::times::OperatorTimes;
 
 /// What all launches of one operator came to.
@@ -202,17 +202,16 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         flops(DependsOn::Tokens) * self.used.num_tokens as f64
             + flops(DependsOn::Seqs) * self.used.num_seqs as f64
     }
+}
 
+impl Used {
     /// Counts a step whose attention takes so long a layer.
     #[inline]
-    pub(super) fn count(&mut self, places: Places, batch: &BatchShape, attention_ns: f64) {
+    pub fn count(&mut self, batch: &BatchShape, attention_ns: f64) {
         let load = &batch.attention;
-        let is_decode_only = load.num_prefill_seqs == 0;
-        self.by_tokens.count(places.tokens, is_decode_only);
-        self.by_seqs.count(places.seqs, is_decode_only);
-        self.used.num_tokens += u64::from(batch.num_tokens);
-        self.used.num_seqs += u64::from(batch.num_seqs);
-        let used = &mut self.used.attention[usize::from(is_decode_only)];
+        self.num_tokens += u64::from(batch.num_tokens);
+        self.num_seqs += u64::from(batch.num_seqs);
+        let used = &mut self.attention[usize::from(load.num_prefill_seqs == 0)];
         used.num_steps += 1;
         used.time_ns += attention_ns;
         used.num_queries += u64::from(load.num_prefill_tokens) + u64::from(load.num_decode_seqs);
