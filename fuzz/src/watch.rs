@@ -122,11 +122,14 @@ impl Recorder for Watch {
         self.kept.step_end(replica, number, start, end);
     }
 
-    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
-        self.launch(replica, number, start);
-        self.end(replica, number, start, start + span.duration);
-        assert!(num_seqs > 0 && span.schedule <= span.duration);
-        self.kept.decode_step(replica, number, start, span, num_seqs);
+    fn decode_steps(&mut self, replica: u32, first_number: u32, steps: &[StepSpan], num_seqs: u32) {
+        assert!(num_seqs > 0 && !steps.is_empty());
+        for (step, number) in steps.iter().zip(first_number..) {
+            self.launch(replica, number, step.start);
+            self.end(replica, number, step.start, step.end());
+            assert!(step.schedule <= step.duration);
+        }
+        self.kept.decode_steps(replica, first_number, steps, num_seqs);
     }
 
     fn gaps(&mut self, gap: Nanos, count: u32) {

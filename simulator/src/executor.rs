@@ -3,11 +3,11 @@
 use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 
 use plumbline_bundles::{Dispatch, EngineProfile, HostCost, engine_profile::ClientCosts};
-use plumbline_schema::{AttentionLoad, BatchShape, Nanos, WorkloadRequest};
+use plumbline_schema::{BatchShape, Nanos, WorkloadRequest};
 
 use crate::{
     residual::{ResidualSampler, Residuals},
-    scheduler::{ScheduledStep, SchedulerState},
+    scheduler::{ScheduledStep, SchedulerState, Steady},
     sequence::SequenceId,
     serve::{Executor, StepSpan},
     simulate::SimulateOptions,
@@ -301,16 +301,30 @@ impl<M: LendModel> Executor for SimulatedExecutor<'_, M> {
         Ok(oldest.end)
     }
 
-    #[inline]
-    fn decode(&mut self, load: &AttentionLoad, start: Nanos) -> Result<Option<StepSpan>, StepTimeError> {
+    fn decode(
+        &mut self,
+        steady: &Steady,
+        bound: Nanos,
+        steps: &mut Vec<StepSpan>,
+    ) -> Result<(), StepTimeError> {
         if self.depth > 1 {
-            return Ok(None);
+            return Ok(());
         }
-        let batch = BatchShape::from_load(*load);
-        let duration = self.timed(&batch, duration)?;
-        self.last_end = start + duration;
-        self.clock = self.last_end + Nanos::from_f64(self.between_ns(&batch));
-        Ok(Some(StepSpan { duration, schedule: self.schedule(&batch).min(duration) }))
+        let mut batch = BatchShape::from_load(steady.load);
+        let (schedule, between) = (self.schedule(&batch), Nanos::from_f64(self.between_ns(&batch)));
+        for _ in 0..steady.num_steps {
+            let start = self.clock;
+            if start >= bound {
+                break;
+            }
+            let duration = self.timed(&batch, duration)?;
+            steps.push(StepSpan { start, duration, schedule: schedule.min(duration) });
+            self.last_end = start + duration;
+            self.clock = self.last_end + between;
+            batch.attention.decode_kv_tokens += u64::from(batch.num_seqs);
+            batch.attention.max_decode_kv_tokens += 1;
+        }
+        Ok(())
     }
 }
 

@@ -141,7 +141,7 @@ pub struct StepRecord<'a> {
 /// Of one replica, steps come in order of their numbers, and their ends too.
 pub trait Recorder {
     /// Whether every step is wanted with its batch; without, stretches of decodes are run and told by
-    /// [`Self::decode_step`] alone.
+    /// [`Self::decode_steps`] alone.
     fn wants_batches(&self) -> bool;
 
     /// What every step is wanted with, where its batch is.
@@ -166,8 +166,8 @@ pub trait Recorder {
     /// The tokens of a step launched at `start` were out at `end`.
     fn step_end(&mut self, replica: u32, number: u32, start: Nanos, end: Nanos);
 
-    /// A step of `num_seqs` decodes and nothing else was run.
-    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32);
+    /// Steps of the same `num_seqs` decodes and nothing else were run, one after the other; at least one.
+    fn decode_steps(&mut self, replica: u32, first_number: u32, steps: &[StepSpan], num_seqs: u32);
 
     /// `count` tokens came `gap` after the token before of their request.
     fn gaps(&mut self, gap: Nanos, count: u32);
@@ -256,8 +256,8 @@ impl Recorder for RunRecorder {
         }
     }
 
-    fn decode_step(&mut self, replica: u32, _number: u32, start: Nanos, span: &StepSpan, _num_seqs: u32) {
-        self.log(replica).step_ends.push(start + span.duration);
+    fn decode_steps(&mut self, replica: u32, _first_number: u32, steps: &[StepSpan], _num_seqs: u32) {
+        self.log(replica).step_ends.extend(steps.iter().map(StepSpan::end));
     }
 
     fn gaps(&mut self, _gap: Nanos, _count: u32) {}
@@ -300,9 +300,9 @@ impl<A: Recorder, B: Recorder> Recorder for Tee<A, B> {
         self.1.step_end(replica, number, start, end);
     }
 
-    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
-        self.0.decode_step(replica, number, start, span, num_seqs);
-        self.1.decode_step(replica, number, start, span, num_seqs);
+    fn decode_steps(&mut self, replica: u32, first_number: u32, steps: &[StepSpan], num_seqs: u32) {
+        self.0.decode_steps(replica, first_number, steps, num_seqs);
+        self.1.decode_steps(replica, first_number, steps, num_seqs);
     }
 
     fn gaps(&mut self, gap: Nanos, count: u32) {
@@ -350,9 +350,9 @@ impl<R: Recorder> Recorder for Option<R> {
         }
     }
 
-    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
+    fn decode_steps(&mut self, replica: u32, first_number: u32, steps: &[StepSpan], num_seqs: u32) {
         if let Some(recorder) = self {
-            recorder.decode_step(replica, number, start, span, num_seqs);
+            recorder.decode_steps(replica, first_number, steps, num_seqs);
         }
     }
 

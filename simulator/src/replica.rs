@@ -8,7 +8,7 @@ use crate::{
     recorder::{Outcome, Recorder, StepRecord, TokenSteps},
     scheduler::{ScheduledStep, Scheduler, SchedulerState},
     sequence::SequenceId,
-    serve::{Executor, ServeError},
+    serve::{Executor, ServeError, StepSpan},
     step_time::timeline::TimelineDetail,
 };
 
@@ -104,6 +104,8 @@ pub struct Replica<E> {
     finished: Vec<SequenceId>,
     departures: Vec<Departure>,
     pauses_at_departures: bool,
+    /// Memory for steps that only decode.
+    stretch: Vec<StepSpan>,
     /// When the latest complete step ended.
     last_end: Nanos,
     counts: ReplicaCounts,
@@ -152,6 +154,7 @@ impl<E: Executor> Replica<E> {
             finished: Vec::new(),
             departures: Vec::new(),
             pauses_at_departures: false,
+            stretch: Vec::new(),
             last_end: Nanos::ZERO,
             counts: ReplicaCounts::default(),
         }
@@ -406,29 +409,30 @@ impl<E: Executor> Replica<E> {
     ) -> Result<bool, ServeError<E::Error>> {
         let Some(steady) = self.scheduler.steady() else { return Ok(false) };
         let bound = self.inbox.front().map_or(horizon, |arrival| arrival.ready.min(horizon));
-        let num_seqs = steady.load.num_decode_seqs;
-        let first_number = self.counts.steps as u32;
-        let (mut load, mut start, mut end) = (steady.load, self.executor.now(), self.last_end);
-        let (mut done, mut executed, mut first_end) = (0, Nanos::ZERO, end);
-        while done < steady.num_steps && start < bound {
-            let span = self.executor.decode(&load, start).map_err(ServeError::Executor)?;
-            let Some(span) = span else { break };
-            let last_end = mem::replace(&mut end, start + span.duration);
-            recorder.decode_step(self.number, first_number + done, start, &span, num_seqs);
-            if done > 0 {
+        let mut steps = mem::take(&mut self.stretch);
+        steps.clear();
+        let run = self.executor.decode(&steady, bound, &mut steps).map_err(ServeError::Executor);
+        if run.is_ok() && !steps.is_empty() {
+            self.account(&steps, steady.load.num_decode_seqs, recorder);
+        }
+        let has_run = !steps.is_empty();
+        self.stretch = steps;
+        run.map(|()| has_run)
+    }
+
+    /// Accounts for steps, at least one, that the scheduler promised and that have run: decodes of all `num_seqs` that
+    /// run.
+    fn account<R: Recorder>(&mut self, steps: &[StepSpan], num_seqs: u32, recorder: &mut R) {
+        let (first_number, done) = (self.counts.steps as u32, steps.len() as u32);
+        recorder.decode_steps(self.number, first_number, steps, num_seqs);
+        let (first_end, mut end) = (steps[0].end(), self.last_end);
+        for (i, step) in steps.iter().enumerate() {
+            let last_end = mem::replace(&mut end, step.end());
+            if i > 0 {
                 recorder.gaps(end.saturating_since(last_end), num_seqs);
-            } else {
-                first_end = end;
             }
-            executed += span.duration;
-            load.decode_kv_tokens += u64::from(num_seqs);
-            load.max_decode_kv_tokens += 1;
-            done += 1;
-            start = self.executor.now();
         }
-        if done == 0 {
-            return Ok(false);
-        }
+        let executed = steps.iter().map(|step| step.duration).sum::<Nanos>();
         // A stretch takes blocks evenly, so that their mean lies half way.
         let before = self.scheduler.state().kv_cache.num_used();
         self.scheduler.advance(done);
@@ -455,7 +459,6 @@ impl<E: Executor> Replica<E> {
         self.counts.step_seqs += tokens;
         self.counts.step_tokens += tokens;
         self.counts.output_tokens += tokens;
-        Ok(true)
     }
 }
 

@@ -3,13 +3,13 @@
 //! The loop does not know whether time is simulated: an executor moves the clock or reads it, and either models a
 //! step or runs it.
 
-use plumbline_schema::{AttentionLoad, BatchShape, Nanos, Workload, WorkloadRequest};
+use plumbline_schema::{BatchShape, Nanos, Workload, WorkloadRequest};
 use thiserror::Error;
 
 use crate::{
     recorder::{Outcome, ReplicaLog, RunRecorder},
     replica::{Arrival, Replica},
-    scheduler::{ScheduledStep, Scheduler, SchedulerState},
+    scheduler::{ScheduledStep, Scheduler, SchedulerState, Steady},
     sequence::SequenceId,
     step_time::timeline::StepTimeline,
 };
@@ -74,15 +74,15 @@ pub trait Executor {
     /// When the step failed.
     fn finish(&mut self) -> Result<Nanos, Self::Error>;
 
-    /// Launches and finishes a step of decodes alone that began at `start`, with no other in flight, as
-    /// [`Self::launch`] and [`Self::finish`] would; `None`, and nothing done, by an executor that has to see whose
-    /// decodes they are.
+    /// Launches and finishes steps of decodes alone, one after the other and with no other in flight, as
+    /// [`Self::launch`] and [`Self::finish`] would: those of `steady` that begin before `bound`, into `steps`. None, and
+    /// nothing done, by an executor that has to see whose decodes they are.
     ///
     /// # Errors
-    /// When the step cannot be run.
-    fn decode(&mut self, load: &AttentionLoad, start: Nanos) -> Result<Option<StepSpan>, Self::Error> {
-        let _ = (load, start);
-        Ok(None)
+    /// When a step cannot be run.
+    fn decode(&mut self, steady: &Steady, bound: Nanos, steps: &mut Vec<StepSpan>) -> Result<(), Self::Error> {
+        let _ = (steady, bound, steps);
+        Ok(())
     }
 }
 
@@ -123,18 +123,29 @@ impl<E: Executor + ?Sized> Executor for &mut E {
         (**self).finish()
     }
 
-    fn decode(&mut self, load: &AttentionLoad, start: Nanos) -> Result<Option<StepSpan>, E::Error> {
-        (**self).decode(load, start)
+    fn decode(&mut self, steady: &Steady, bound: Nanos, steps: &mut Vec<StepSpan>) -> Result<(), E::Error> {
+        (**self).decode(steady, bound, steps)
     }
 }
 
-/// How long a step took.
+/// When a step was, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepSpan {
+    /// When its forming began.
+    pub start: Nanos,
     /// From the step's start to its tokens being out, at least 1 ns.
     pub duration: Nanos,
     /// The scheduler's part of it.
     pub schedule: Nanos,
+}
+
+impl StepSpan {
+    /// When its tokens were out.
+    #[must_use]
+    #[inline]
+    pub fn end(&self) -> Nanos {
+        self.start + self.duration
+    }
 }
 
 /// Why a loop ended early.

@@ -456,8 +456,8 @@ impl<R: Recorder> Recorder for PrefillRecorder<'_, R> {
         self.recorder.step_end(replica, number, start, end);
     }
 
-    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
-        self.recorder.decode_step(replica, number, start, span, num_seqs);
+    fn decode_steps(&mut self, replica: u32, first_number: u32, steps: &[StepSpan], num_seqs: u32) {
+        self.recorder.decode_steps(replica, first_number, steps, num_seqs);
     }
 
     fn gaps(&mut self, _gap: Nanos, _count: u32) {}

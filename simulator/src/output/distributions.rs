@@ -116,11 +116,11 @@ impl Distributions {
         self.itl.push(gap.0, count)
     }
 
-    /// Adds a step's batch.
+    /// Adds the batches of `count` steps.
     #[inline]
-    pub(super) fn batch(&mut self, num_seqs: u32, num_tokens: u32) -> io::Result<()> {
-        self.batch_size.push(num_seqs.into(), 1)?;
-        self.batch_tokens.push(num_tokens.into(), 1)
+    pub(super) fn batches(&mut self, num_seqs: u32, num_tokens: u32, count: u32) -> io::Result<()> {
+        self.batch_size.push(num_seqs.into(), count)?;
+        self.batch_tokens.push(num_tokens.into(), count)
     }
 
     /// Adds a step's duration.

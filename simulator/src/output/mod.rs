@@ -117,9 +117,10 @@ impl Reporter {
         Ok((summaries, self.rejections))
     }
 
+    #[inline]
     fn try_io(&mut self, result: io::Result<()>) {
         if let Err(source) = result {
-            self.failure.get_or_insert_with(|| InputError::io(&self.folder, source));
+            self.try_rows(Err(InputError::io(&self.folder, source)));
         }
     }
 
@@ -182,7 +183,7 @@ impl Recorder for Reporter {
     }
 
     fn step(&mut self, record: &StepRecord<'_>, step: &ScheduledStep, requests: &RequestIds<'_>) {
-        let result = self.distributions.batch(record.shape.num_seqs, record.shape.num_tokens);
+        let result = self.distributions.batches(record.shape.num_seqs, record.shape.num_tokens, 1);
         self.try_io(result);
         if self.options.steps {
             let step = StepMetrics {
@@ -206,12 +207,13 @@ impl Recorder for Reporter {
         }
     }
 
-    fn decode_step(&mut self, replica: u32, _number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
-        let batch = self.distributions.batch(num_seqs, num_seqs);
-        let result = batch.and_then(|()| self.distributions.batch_time(span.duration));
-        self.try_io(result);
+    fn decode_steps(&mut self, replica: u32, _first_number: u32, steps: &[StepSpan], num_seqs: u32) {
+        let batches = self.distributions.batches(num_seqs, num_seqs, steps.len() as u32);
+        let mut durations = steps.iter().map(|step| step.duration);
+        let times = durations.try_for_each(|duration| self.distributions.batch_time(duration));
+        self.try_io(batches.and(times));
         if self.options.tokens {
-            self.replica(replica).step_ends.push(start + span.duration);
+            self.replica(replica).step_ends.extend(steps.iter().map(StepSpan::end));
         }
     }
 

@@ -437,8 +437,8 @@ impl Recorder for TraceRecorder {
         self.slice(replica, STEPS + step.lane as u32, step.name, Span { start, end }, &step.args);
     }
 
-    fn decode_step(&mut self, replica: u32, number: u32, _start: Nanos, _span: &StepSpan, _num_seqs: u32) {
-        unreachable!("replica {replica} told step {number} without its batch, which is wanted");
+    fn decode_steps(&mut self, replica: u32, first_number: u32, _steps: &[StepSpan], _num_seqs: u32) {
+        unreachable!("replica {replica} told step {first_number} without its batch, which is wanted");
     }
 
     fn gaps(&mut self, _gap: Nanos, _count: u32) {}

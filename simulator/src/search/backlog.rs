@@ -103,8 +103,8 @@ impl Recorder for BacklogRecorder {
         self.reporter.step_end(replica, number, start, end);
     }
 
-    fn decode_step(&mut self, replica: u32, number: u32, start: Nanos, span: &StepSpan, num_seqs: u32) {
-        self.reporter.decode_step(replica, number, start, span, num_seqs);
+    fn decode_steps(&mut self, replica: u32, first_number: u32, steps: &[StepSpan], num_seqs: u32) {
+        self.reporter.decode_steps(replica, first_number, steps, num_seqs);
     }
 
     fn gaps(&mut self, gap: Nanos, count: u32) {
