@@ -10,7 +10,9 @@ use plumbline_profiler::cuda::{
     attention::{AttentionPlan, BLOCK_SIZE, BlockTables, DecodePlan},
     driver::{CudaResult, DeviceMemory, Graph, PinnedMemory, Stream, download},
 };
-use plumbline_schema::{Deployment, EngineMode, ModelConfig, ModelSpec, PrefillChunk, StepBatch};
+use plumbline_schema::{
+    CudagraphMode, Deployment, EngineMode, ModelConfig, ModelSpec, PrefillChunk, StepBatch,
+};
 
 use crate::{
     error::EngineError,
@@ -99,6 +101,10 @@ impl Engine {
         let numerics = Numerics::of(config)?;
         let mut deployment = options.deployment.clone();
         check(&deployment, &model)?;
+        deployment.cudagraph_mode = match deployment.mode {
+            EngineMode::Eager => CudagraphMode::None,
+            EngineMode::Graph => CudagraphMode::FullDecodeOnly,
+        };
         let mut gpu = Gpu::open(options.device)?;
         let weights = match &options.weights {
             WeightSource::Random(seed) => Weights::random(&mut gpu, &model, *seed)?,

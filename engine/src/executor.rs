@@ -8,7 +8,7 @@ use std::{
 };
 
 use plumbline_profiler::host::short_score;
-use plumbline_schema::{Nanos, StepPhases, WorkloadRequest};
+use plumbline_schema::{BatchShape, Nanos, StepPhases, WorkloadRequest};
 use plumbline_simulator::{
     scheduler::{ScheduledStep, SchedulerState},
     sequence::SequenceId,
@@ -240,6 +240,7 @@ impl Executor for EngineExecutor<'_> {
     fn launch(
         &mut self,
         step: &ScheduledStep,
+        _batch: &BatchShape,
         start: Nanos,
         state: &SchedulerState<'_>,
     ) -> Result<Nanos, EngineError> {

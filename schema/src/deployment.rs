@@ -84,6 +84,7 @@ pub struct Deployment {
 }
 
 /// What a deployment that does not say has, so that it goes without saying.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn is_usual(mode: &CudagraphMode) -> bool {
     *mode == CudagraphMode::default()
 }

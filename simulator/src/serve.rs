@@ -80,7 +80,12 @@ pub trait Executor {
     ///
     /// # Errors
     /// When a step cannot be run.
-    fn decode(&mut self, steady: &Steady, bound: Nanos, steps: &mut Vec<StepSpan>) -> Result<(), Self::Error> {
+    fn decode(
+        &mut self,
+        steady: &Steady,
+        bound: Nanos,
+        steps: &mut Vec<StepSpan>,
+    ) -> Result<(), Self::Error> {
         let _ = (steady, bound, steps);
         Ok(())
     }

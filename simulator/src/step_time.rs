@@ -4,7 +4,7 @@ use plumbline_bundles::{
     Dispatch, DispatchCosts, EngineProfile, PredictError, Prediction, engine_profile::OperatorScales,
 };
 use plumbline_schema::{
-    BatchShape, Deployment, EngineMode, Heads, ModelSpec, Operator, OperatorShape,
+    BatchShape, CudagraphMode, Deployment, EngineMode, Heads, ModelSpec, Operator, OperatorShape,
     forward::{self, ParallelismError, Stage, StagesError, stage_pass},
 };
 use thiserror::Error;
@@ -179,24 +179,28 @@ fn captured_size(deployment: &Deployment, num_tokens: u32) -> Option<u32> {
     }
 }
 
-/// How a graph engine runs a batch that a captured size fits, and any engine one that none does.
-fn dispatch_of(is_captured: bool, is_decode_only: bool) -> Dispatch {
-    match (is_captured, is_decode_only) {
-        (false, _) => Dispatch::Eager,
-        (true, true) => Dispatch::FullGraph,
-        (true, false) => Dispatch::PiecewiseGraph,
+/// How a graph engine runs a batch that a captured size fits.
+fn dispatch_of(mode: CudagraphMode, is_decode_only: bool) -> Dispatch {
+    match (mode, is_decode_only) {
+        (CudagraphMode::None, _) | (CudagraphMode::FullDecodeOnly, false) => Dispatch::Eager,
+        (CudagraphMode::Full, _)
+        | (CudagraphMode::FullDecodeOnly | CudagraphMode::FullAndPiecewise, true) => Dispatch::FullGraph,
+        (CudagraphMode::Piecewise, _) | (CudagraphMode::FullAndPiecewise, false) => Dispatch::PiecewiseGraph,
     }
 }
 
 /// How the engine dispatches a batch, and the tokens it is padded to.
 ///
-/// A graph engine runs a batch of decodes alone as one full graph, any other as piecewise graphs, both
-/// padded to the next captured size, and what exceeds the largest size kernel by kernel.
+/// A graph engine pads what its [`CudagraphMode`] makes a graph of to the next captured size, and runs all else, and
+/// what exceeds the largest size, kernel by kernel.
 #[must_use]
 pub fn dispatch(deployment: &Deployment, batch: &BatchShape) -> (Dispatch, u32) {
-    let captured = captured_size(deployment, batch.num_tokens);
     let is_decode_only = batch.attention.num_prefill_seqs == 0;
-    (dispatch_of(captured.is_some(), is_decode_only), captured.unwrap_or(batch.num_tokens))
+    let by_mode = dispatch_of(deployment.cudagraph_mode, is_decode_only);
+    match captured_size(deployment, batch.num_tokens).filter(|_| by_mode != Dispatch::Eager) {
+        Some(captured) => (by_mode, captured),
+        None => (Dispatch::Eager, batch.num_tokens),
+    }
 }
 
 /// Predicts step times of one model in one deployment under one engine profile.
@@ -339,8 +343,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
     /// # Errors
     /// When an operator has no time.
     pub fn gpu_parts(&mut self, batch: &BatchShape) -> Result<GpuParts, StepTimeError> {
-        let places = self.places(batch.num_tokens, batch.num_seqs)?;
-        let mut parts = self.parts_at(places, batch);
+        let (_, mut parts) = self.parts_of(batch)?;
         parts.add_attention(&self.attention(batch)?, self.model.num_layers);
         Ok(parts)
     }
@@ -394,8 +397,7 @@ impl<T: OperatorTimes> StepTimeModel<T> {
 
     /// All of a step's time but attention's, and with it the GPU's.
     fn base_of(&mut self, batch: &BatchShape, after_idle: bool) -> Result<Base, StepTimeError> {
-        let places = self.places(batch.num_tokens, batch.num_seqs)?;
-        let parts = self.parts_at(places, batch);
+        let (places, parts) = self.parts_of(batch)?;
         let costs = self.costs(parts.dispatch)?;
         let factor = self.profile.host_factor;
         let (num_seqs, num_tokens) = (batch.num_seqs, batch.num_tokens);
@@ -465,28 +467,29 @@ impl<T: OperatorTimes> StepTimeModel<T> {
         }
     }
 
-    /// The parts of a step but its attention.
-    fn parts_at(&self, places: Places, batch: &BatchShape) -> GpuParts {
+    /// The parts of a step but its attention, and where they stand.
+    fn parts_of(&mut self, batch: &BatchShape) -> Result<(Places, GpuParts), StepTimeError> {
+        let (dispatch, num_tokens) = dispatch(&self.deployment, batch);
+        let places = self.places(num_tokens, batch.num_seqs)?;
         let (tokens, seqs) = (self.by_tokens.at(places.tokens), self.by_seqs.at(places.seqs));
         let mut provenance = tokens.provenance;
         provenance += seqs.provenance;
-        let is_decode_only = batch.attention.num_prefill_seqs == 0;
-        let dispatch = dispatch_of(tokens.is_captured, is_decode_only);
-        GpuParts {
+        let parts = GpuParts {
             dispatch,
-            num_tokens: tokens.padded,
+            num_tokens,
             num_seqs: batch.num_seqs,
-            is_decode_only,
+            is_decode_only: batch.attention.num_prefill_seqs == 0,
             gemm_ns: tokens.gemm_ns + seqs.gemm_ns,
             prefill_attention_ns: 0.0,
             decode_attention_ns: 0.0,
             other_ns: tokens.other_ns + seqs.other_ns,
             num_launches: self.num_launches[dispatch as usize],
             provenance,
-        }
+        };
+        Ok((places, parts))
     }
 
-    /// Where the times of a number of tokens (unpadded) and of sequences stand, predicted where they are new.
+    /// Where the times of a number of tokens (padded) and of sequences stand, predicted where they are new.
     #[inline]
     fn places(&mut self, num_tokens: u32, num_seqs: u32) -> Result<Places, StepTimeError> {
         let tokens = match self.by_tokens.place(num_tokens) {
@@ -502,17 +505,8 @@ impl<T: OperatorTimes> StepTimeModel<T> {
 
     #[cold]
     fn place_tokens(&mut self, num_tokens: u32) -> Result<usize, StepTimeError> {
-        let captured = captured_size(&self.deployment, num_tokens);
-        let padded = captured.unwrap_or(num_tokens);
-        let place = if let Some(place) = self.by_tokens.place(padded) {
-            place
-        } else {
-            let (times, calls, stages) = self.priced(DependsOn::Tokens, padded)?;
-            let times = LinearTimes { padded, is_captured: captured.is_some(), ..times };
-            self.by_tokens.put(padded, times, calls, &stages)
-        };
-        self.by_tokens.alias(num_tokens, place);
-        Ok(place)
+        let (times, calls, stages) = self.priced(DependsOn::Tokens, num_tokens)?;
+        Ok(self.by_tokens.put(num_tokens, times, calls, &stages))
     }
 
     #[cold]

@@ -4,7 +4,9 @@ mod common;
 
 use common::{deployment, deployments, engines, profile, times, workloads};
 use plumbline_bundles::EngineProfile;
-use plumbline_schema::{BatchShape, Deployment, ModelSpec, Nanos, RequestStatus, Run, Workload, WorkloadRequest};
+use plumbline_schema::{
+    BatchShape, Deployment, ModelSpec, Nanos, RequestStatus, Run, Workload, WorkloadRequest,
+};
 use plumbline_simulator::{
     Executor, OperatorTimes, Residuals, SchedulerKind, SimulateOptions, SimulatedExecutor, Simulation,
     StepTimeModel,

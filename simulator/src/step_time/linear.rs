@@ -12,9 +12,6 @@ pub(super) struct LinearTimes {
     pub gemm_ns: f64,
     pub other_ns: f64,
     pub provenance: ProvenanceTimes,
-    /// The number after padding, and whether a captured graph has it.
-    pub padded: u32,
-    pub is_captured: bool,
     /// Steps that used it, by [`is_decode_only`](super::GpuParts::is_decode_only).
     pub num_uses: [u64; 2],
 }
@@ -96,7 +93,7 @@ impl LinearTable {
         &self.stages[start..end]
     }
 
-    /// Adds times with the calls they are made of, for a number and every other that is padded to it.
+    /// Adds times with the calls they are made of, for a number.
     pub fn put(
         &mut self,
         number: u32,
@@ -109,12 +106,12 @@ impl LinearTable {
         self.times.push(times);
         self.calls.push(calls);
         self.stages.extend_from_slice(stages);
-        self.alias(number, place);
+        self.stand(number, place);
         place
     }
 
-    /// Lets a number have a place that another was put at.
-    pub fn alias(&mut self, number: u32, place: usize) {
+    /// Lets a number have its place.
+    fn stand(&mut self, number: u32, place: usize) {
         // As many places as a run has numbers: far from 2^32.
         let place = place as u32;
         if number > self.max_dense {

@@ -94,6 +94,13 @@ fn batches_are_dispatched_and_padded_as_a_graph_engine_does() {
     assert_eq!(dispatch(&graph, &shape("", "5;5;5;5")), (Dispatch::FullGraph, 4));
     assert_eq!(dispatch(&graph, &shape("3:0", "5;5")), (Dispatch::PiecewiseGraph, 8));
     assert_eq!(dispatch(&graph, &shape("9:0", "")), (Dispatch::Eager, 9));
+    let decode_only = Deployment { cudagraph_mode: CudagraphMode::FullDecodeOnly, ..graph.clone() };
+    assert_eq!(dispatch(&decode_only, &shape("", "5;5;5")), (Dispatch::FullGraph, 4));
+    assert_eq!(dispatch(&decode_only, &shape("3:0", "5;5")), (Dispatch::Eager, 5));
+    let full = Deployment { cudagraph_mode: CudagraphMode::Full, ..graph.clone() };
+    assert_eq!(dispatch(&full, &shape("3:0", "5;5")), (Dispatch::FullGraph, 8));
+    let pieces = Deployment { cudagraph_mode: CudagraphMode::Piecewise, ..graph };
+    assert_eq!(dispatch(&pieces, &shape("", "5;5;5")), (Dispatch::PiecewiseGraph, 4));
     assert_eq!(dispatch(&deployment(EngineMode::Eager), &shape("", "5")), (Dispatch::Eager, 1));
 }
 
