@@ -17,7 +17,7 @@ const MIN_WORDS: usize = 64;
 /// A sample is a word of its value (below 2^48) and its count (below 2^16 - 1), or else two words.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// The latest, which others may still be equal to; none with a count of 0.
+    /// The latest, which others may still be equal to; 0 with a count of 0 for none.
     latest: Sample,
     open: Vec<u64>,
     full: Vec<Vec<u64>>,
@@ -103,7 +103,7 @@ impl Held {
 
     /// Forgets all samples and keeps the memory.
     pub(super) fn clear(&mut self) {
-        self.latest.count = 0;
+        self.latest = Sample { value_ns: 0, count: 0 };
         self.open.clear();
         self.full.iter_mut().for_each(Vec::clear);
         self.spare.append(&mut self.full);
@@ -169,8 +169,11 @@ mod tests {
         assert_eq!(held.to_vec(), written);
         assert!(held.len() >= written.len());
         let num_bytes = held.num_bytes();
+        held.push(u64::MAX, 1);
         held.clear();
         assert_eq!(held.to_vec(), []);
+        held.push(7, 1);
+        assert_eq!(held.to_vec(), [Sample { value_ns: 7, count: 1 }]);
         while held.has_room() || !held.spare.is_empty() {
             assert!(held.has_room() || held.grow());
             held.push(7, 1);

@@ -182,6 +182,7 @@ fn residuals_stretch_the_host_and_not_the_gpu() {
     let mut gpu_bound = model.step_time(&shape("", "5;9"), false).unwrap();
     gpu_bound.residual = 2.0;
     assert_ns(gpu_bound.total_ns(), 84_400.0 + 2.0 * (15_033.0 + 750.0));
+    let mut model = model_of(EngineMode::Eager);
     model.profile.host_factor = 15.0;
     let mut host_bound = model.step_time(&shape("", "5;9"), false).unwrap();
     let predicted = host_bound.total_ns();
