@@ -71,6 +71,12 @@ impl Sequence {
         self.max_output_tokens - self.num_output_tokens
     }
 
+    /// Whether it has all its output tokens.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.num_output_tokens >= self.max_output_tokens
+    }
+
     /// Whether its next step computes one token, the newest output.
     #[must_use]
     pub fn is_decoding(&self) -> bool {

@@ -162,6 +162,16 @@ impl KvCache {
     }
 
     fn hand_out(&mut self, sequence: SequenceId, num_tokens: u32) -> bool {
+        // A decode's next block, most often: one is given sooner than counted.
+        if self.prefix.is_none()
+            && let Some(table) = self.tables.get_mut(sequence.index())
+            && (table.len() as u64 + 1) * u64::from(self.block_size) >= u64::from(num_tokens)
+            && let Some(block) = self.recycled.pop()
+        {
+            table.push(block);
+            self.num_used += 1;
+            return true;
+        }
         let missing = self.missing_blocks(sequence, num_tokens);
         if missing > self.num_free() {
             return false;
@@ -169,15 +179,6 @@ impl KvCache {
         let Self { next_fresh, recycled, tables, num_blocks, prefix, .. } = self;
         let table = table_of(tables, sequence);
         let num_held = table.len();
-        // A decode's; the rest is slow for one block.
-        if missing == 1
-            && prefix.is_none()
-            && let Some(block) = recycled.pop()
-        {
-            table.push(block);
-            self.num_used += 1;
-            return true;
-        }
         let num_recycled = recycled.len().min(missing as usize);
         table.extend(recycled.drain(recycled.len() - num_recycled..).rev());
         let num_fresh = (missing - num_recycled as u32).min(*num_blocks + 1 - *next_fresh);

@@ -44,6 +44,9 @@ struct PerToken {
 /// before any file.
 const REQUEST_BYTES: usize = 1 << 20;
 
+/// Memory of a distribution over batches, most of which are as the one before.
+const BATCH_BYTES: usize = 2 << 20;
+
 impl Default for Distributions {
     fn default() -> Self {
         let of_requests = || ExactQuantiles::new(REQUEST_BYTES);
@@ -66,8 +69,8 @@ impl Default for Distributions {
             },
             num_preemptions: of_requests(),
             batch_time: ExactQuantiles::default(),
-            batch_size: ExactQuantiles::default(),
-            batch_tokens: ExactQuantiles::default(),
+            batch_size: ExactQuantiles::new(BATCH_BYTES),
+            batch_tokens: ExactQuantiles::new(BATCH_BYTES),
         }
     }
 }
@@ -77,7 +80,7 @@ const PER_TOKEN_UNITS_PER_NS: f64 = 1e3;
 
 /// A time over a number of tokens, in the unit it is kept in.
 fn per_token(ns: f64, num_tokens: u32) -> u64 {
-    (ns / f64::from(num_tokens) * PER_TOKEN_UNITS_PER_NS).round() as u64
+    Nanos::from_f64(ns / f64::from(num_tokens) * PER_TOKEN_UNITS_PER_NS).0
 }
 
 /// The percentiles that are told of every distribution.

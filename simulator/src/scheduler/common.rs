@@ -2,7 +2,7 @@
 
 use plumbline_schema::{AttentionLoad, Deployment, WorkloadRequest};
 
-use super::{Rejection, ScheduledStep, SchedulerError, SchedulerKind, Steady};
+use super::{Rejection, ScheduledSequence, ScheduledStep, SchedulerError, SchedulerKind, Steady};
 use crate::{
     kv_cache::KvCache,
     sequence::{SequenceId, Sequences},
@@ -124,22 +124,26 @@ pub(super) fn complete_step(
     finished: &mut Vec<SequenceId>,
 ) {
     finished.clear();
+    let mut is_any_done = false;
     for scheduled in &step.sequences {
         let sequence = &mut sequences[scheduled.id];
+        let num_tokens = u32::from(scheduled.samples);
         sequence.is_in_flight = false;
-        if !scheduled.samples {
-            continue;
-        }
-        sequence.num_output_tokens += 1;
-        sequence.num_in_flight_tokens = sequence.num_in_flight_tokens.saturating_sub(1);
-        if sequence.num_output_tokens >= sequence.max_output_tokens {
-            kv_cache.free(scheduled.id);
-            sequences.remove(scheduled.id);
-            finished.push(scheduled.id);
+        sequence.num_output_tokens += num_tokens;
+        sequence.num_in_flight_tokens = sequence.num_in_flight_tokens.saturating_sub(num_tokens);
+        is_any_done |= scheduled.samples && sequence.is_done();
+    }
+    if !is_any_done {
+        return;
+    }
+    // One that is done may still be in a later step that makes nothing of it.
+    for &ScheduledSequence { id, samples, .. } in &step.sequences {
+        if samples && sequences[id].is_done() {
+            kv_cache.free(id);
+            sequences.remove(id);
+            finished.push(id);
         }
     }
-    if !finished.is_empty() {
-        // Few finish in one step, so a scan beats a set.
-        running.retain(|id| !finished.contains(id));
-    }
+    // Few finish in one step, so a scan beats a set.
+    running.retain(|id| !finished.contains(id));
 }
