@@ -21,7 +21,6 @@ use plumbline_schema::{
 
 pub(crate) use attention::{DECODE_FEATURES, DECODE_PARTS, Decode, HEADS_FEATURES, Launches, SCALES};
 pub use distance::LnShape;
-use logarithm::ln;
 
 /// Most features or parts that any operator has.
 pub const MAX_COLUMNS: usize = 32;
@@ -154,6 +153,11 @@ pub const fn batch_columns(operator: Operator) -> std::ops::Range<usize> {
     }
 }
 
+/// Natural logarithm, kept finite so that an empty count cannot poison a sum.
+fn ln(x: f64) -> f32 {
+    x.max(1e-30).ln() as f32
+}
+
 /// How a feature follows from the number that it tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -169,8 +173,7 @@ impl Scale {
     /// By the system's logarithms.
     pub(crate) fn of(self, argument: f64) -> f32 {
         match self {
-            // Kept finite so that an empty count cannot poison a sum.
-            Self::Ln => argument.max(1e-30).ln() as f32,
+            Self::Ln => ln(argument),
             Self::Ln1p => argument.ln_1p() as f32,
             Self::Plain => argument as f32,
         }

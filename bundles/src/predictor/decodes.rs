@@ -34,6 +34,8 @@ pub(super) struct Decodes {
     /// Last used first.
     regions: Vec<(Region, Known)>,
     last: Option<Run>,
+    /// Whether any load after the first of that run was asked for.
+    is_continued: bool,
 }
 
 /// A load, how it is cut, and the numbers of its features.
@@ -122,6 +124,7 @@ impl Decodes {
             domain,
             regions: Vec::new(),
             last: None,
+            is_continued: false,
         })
     }
 
@@ -134,7 +137,9 @@ impl Decodes {
         out_of_domain: OutOfDomain,
     ) -> Option<Prediction> {
         let is_on_the_way = |run: &Run| run.steps_to(load).is_some_and(|steps| steps <= run.num_steps);
-        if !self.last.as_ref().is_some_and(is_on_the_way) {
+        if self.last.as_ref().is_some_and(is_on_the_way) {
+            self.is_continued = true;
+        } else {
             self.find(predictors, load)?;
         }
         self.answer(predictors, load, out_of_domain)
@@ -187,17 +192,21 @@ impl Decodes {
         Some(())
     }
 
-    /// Makes a load the last one, and looks how far the next ones are like it, as most batches are asked for several
-    /// steps.
+    /// Makes a load the last one. Where loads have followed one another of late, looks how far the next ones are like it;
+    /// those of several replicas in turn do not.
     fn follow(&mut self, asked: &Asked, region: usize) {
         self.regions.swap(0, region);
         let ((region, known), cuts, load) = (&self.regions[0], asked.cuts, asked.load);
-        let steps = |launches: &Launches<'_>, cut| launches.steps_of_cut(load, cut);
-        let of_cuts = steps(&self.measured, &cuts.measured).min(steps(&self.asked, &cuts.asked));
-        // Keys, their mean and the longest, which grow evenly, by their places among the arguments.
-        let by = [(1, f64::from(load.num_decode_seqs)), (2, 1.0), (3, 1.0)];
-        let room = by.map(|(place, by)| (region.at_most[place] - asked.arguments[place]) / by);
-        let mut num_steps = room.into_iter().fold(of_cuts, f64::min).clamp(0.0, MAX_STEPS) as u32;
+        let follows = self.last.as_ref().is_some_and(|run| run.steps_to(load) == Some(run.num_steps + 1));
+        let mut num_steps = 0;
+        if std::mem::take(&mut self.is_continued) || follows {
+            let steps = |launches: &Launches<'_>, cut| launches.steps_of_cut(load, cut);
+            let of_cuts = steps(&self.measured, &cuts.measured).min(steps(&self.asked, &cuts.asked));
+            // Keys, their mean and the longest, which grow evenly, by their places among the arguments.
+            let by = [(1, f64::from(load.num_decode_seqs)), (2, 1.0), (3, 1.0)];
+            let room = by.map(|(place, by)| (region.at_most[place] - asked.arguments[place]) / by);
+            num_steps = room.into_iter().fold(of_cuts, f64::min).clamp(0.0, MAX_STEPS) as u32;
+        }
         // All that changes on the way, be it a number or a cut, goes one way: what is the same at both ends is the same
         // between them. Numbers are rounded on the way, but by less than the margin of regions.
         while num_steps > 0 {
