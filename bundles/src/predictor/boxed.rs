@@ -121,9 +121,9 @@ impl BoxedForest {
     /// Where it is inlined, compilers see that some of the ranks are never asked for, and leave the vectors that all of them
     /// fill.
     #[inline(never)]
-    fn narrow(&self, all: &mut Ranks, leaves: &[usize]) {
+    fn narrow(&self, all: &mut Ranks, leaves: &[u32]) {
         for &leaf in leaves {
-            let bounds = &self.bounds[usize::from(self.leaves[leaf])];
+            let bounds = &self.bounds[usize::from(self.leaves[leaf as usize])];
             for (all, &rank) in all.iter_mut().zip(bounds) {
                 *all = (*all).max(rank);
             }

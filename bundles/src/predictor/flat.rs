@@ -10,69 +10,65 @@ pub(super) struct FlatForest {
     num_trees: usize,
 }
 
-/// Half a node of [`Forest`]: eight lie in a cache line. What a step of a walk needs is read as it is, with nothing to be
-/// taken apart.
+/// Half a node of [`Forest`]: eight lie in a cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FlatNode {
     /// Inner node: [`key`] of the threshold. Leaf: the bits of its value.
     threshold: u32,
-    /// Nodes from here to the left child, right child being the next; 0 at leaves.
-    to_left: u16,
-    /// A leaf has one that no threshold is below.
-    feature: u8,
+    /// Left child, right child being the next, above a byte that names the feature. A leaf is its own left child, with
+    /// a feature that no threshold is below.
+    link: u32,
 }
 
 /// Trees that are walked together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Group {
     /// Of the trees, and of any tree beyond the last.
-    roots: [usize; TOGETHER],
+    roots: [u32; TOGETHER],
     num_trees: usize,
     /// Steps to the deepest leaf.
     depth: u32,
 }
 
-/// A step waits for its node, so walks take turns. Eight are too few to hide the second-level cache, and 32 too many
-/// for the registers.
-const TOGETHER: usize = 16;
+/// A step waits for its node, so walks take turns. Eight fit in the registers; twice as many are quicker only where a
+/// forest is far too large for the first-level cache, as that of matrix products is, whose answers are asked once.
+const TOGETHER: usize = 8;
 /// Leaves' feature; rows have 0 there, which is above nothing.
-const NO_FEATURE: u8 = u8::MAX;
+const NO_FEATURE: u16 = 63;
+const MAX_NODES: usize = 1 << 24;
 /// Trees that [`Forest::predict`] sums up at a time: another order would round to other bits.
 const SUMMED: usize = 8;
 
 impl FlatForest {
-    /// `None` where the forest, which [`Forest::check`] must have passed, has more features than a node names, or children
-    /// farther away from their parent.
+    /// `None` where the forest, which [`Forest::check`] must have passed, has more nodes or features than a link names.
     pub(super) fn new(forest: &Forest) -> Option<Self> {
-        if forest.num_features > usize::from(NO_FEATURE) {
+        let num_nodes: usize = forest.trees.iter().map(|tree| tree.nodes.len()).sum();
+        if num_nodes > MAX_NODES || forest.num_features > usize::from(NO_FEATURE) {
             return None;
         }
-        let num_nodes = forest.trees.iter().map(|tree| tree.nodes.len()).sum();
         let mut flat =
             Self { nodes: Vec::with_capacity(num_nodes), groups: Vec::new(), num_trees: forest.trees.len() };
         for trees in forest.trees.chunks(TOGETHER) {
             let mut group = Group { roots: [0; TOGETHER], num_trees: trees.len(), depth: 0 };
             for (root, tree) in group.roots.iter_mut().zip(trees) {
-                *root = flat.nodes.len();
+                *root = flat.nodes.len() as u32;
                 group.depth = group.depth.max(depth(tree));
-                flat.push(tree)?;
+                flat.push(tree);
             }
             flat.groups.push(group);
         }
         Some(flat)
     }
 
-    fn push(&mut self, tree: &Tree) -> Option<()> {
-        for (i, node) in tree.nodes.iter().enumerate() {
-            self.nodes.push(if node.left == 0 {
-                FlatNode { threshold: node.threshold.to_bits(), to_left: 0, feature: NO_FEATURE }
-            } else {
-                let to_left = u16::try_from(node.left as usize - i).ok()?;
-                let feature = u8::try_from(node.feature).ok()?;
-                FlatNode { threshold: key(node.threshold), to_left, feature }
-            });
-        }
-        Some(())
+    fn push(&mut self, tree: &Tree) {
+        let start = self.nodes.len();
+        self.nodes.extend(tree.nodes.iter().enumerate().map(|(i, node)| {
+            let is_leaf = node.left == 0;
+            let left = start + if is_leaf { i } else { node.left as usize };
+            let feature = if is_leaf { NO_FEATURE } else { node.feature };
+            let threshold = if is_leaf { node.threshold.to_bits() } else { key(node.threshold) };
+            FlatNode { threshold, link: (left as u32) << 8 | u32::from(feature) }
+        }));
     }
 
     /// The mean of the trees' values for a row of the forest's features.
@@ -82,7 +78,7 @@ impl FlatForest {
 
     /// [`Self::predict`]; `note` is told all trees' leaves, some at a time, by their places among the nodes of all trees.
     #[inline]
-    pub(super) fn predict_noting(&self, x: &[f32], mut note: impl FnMut(&[usize])) -> f64 {
+    pub(super) fn predict_noting(&self, x: &[f32], mut note: impl FnMut(&[u32])) -> f64 {
         let mut row = [0; NO_FEATURE as usize + 1];
         row.iter_mut().zip(x).for_each(|(key_of_x, &x)| *key_of_x = key(x));
         // As `Iterator::sum` starts.
@@ -91,12 +87,12 @@ impl FlatForest {
             let mut places = group.roots;
             for _ in 0..group.depth {
                 for place in &mut places {
-                    let FlatNode { threshold, to_left, feature } = self.nodes[*place];
-                    let go_right = row[usize::from(feature)] > threshold;
-                    *place += usize::from(to_left) + usize::from(go_right);
+                    let node = self.nodes[*place as usize];
+                    let go_right = row[(node.link as u16 & NO_FEATURE) as usize] > node.threshold;
+                    *place = (node.link >> 8) + u32::from(go_right);
                 }
             }
-            let values = places.map(|place| f64::from(f32::from_bits(self.nodes[place].threshold)));
+            let values = places.map(|place| f64::from(f32::from_bits(self.nodes[place as usize].threshold)));
             note(&places[..group.num_trees]);
             for values in values[..group.num_trees].chunks(SUMMED) {
                 let part = values.iter().sum::<f64>();
@@ -185,14 +181,10 @@ mod tests {
     }
 
     #[test]
-    fn a_forest_that_nodes_have_no_room_for_stays_as_it_is() {
-        let forest = |num_features, left: u32| {
-            let mut nodes = vec![Node::default(); left as usize + 2];
-            nodes[0].left = left;
-            Forest { num_features, trees: vec![Tree { nodes }] }
-        };
-        assert!(FlatForest::new(&forest(255, 65_535)).is_some());
-        assert!(FlatForest::new(&forest(256, 1)).is_none());
-        assert!(FlatForest::new(&forest(255, 65_536)).is_none());
+    fn a_forest_with_more_features_than_a_link_names_stays_as_it_is() {
+        let forest =
+            |num_features| Forest { num_features, trees: vec![Tree { nodes: vec![Node::default()] }] };
+        assert!(FlatForest::new(&forest(63)).is_some());
+        assert!(FlatForest::new(&forest(64)).is_none());
     }
 }
