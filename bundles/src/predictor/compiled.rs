@@ -17,7 +17,7 @@ use super::{
 ///
 /// Answers for a batch of one number lie in tables over that number, the few that no table holds in a cache. Attention is
 /// hardly ever asked twice; what its launches have in common is computed once for each layout of heads: chunks, alone or
-/// beside decodes, take a third less time than the predictors take. Decodes alone, of which a simulation asks a load of
+/// beside decodes, take a sixth less time than the predictors take. Decodes alone, of which a simulation asks a load of
 /// its own at every step, take less than a tenth of it where they are near loads that were asked before, as they are
 /// while contexts grow. Memory follows what was asked, up to about 30 MB.
 ///
