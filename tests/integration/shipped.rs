@@ -18,15 +18,23 @@ const LIMITS_PCT: [(&str, f64); 4] = [("ttft", 12.0), ("itl", 8.0), ("tpot", 8.0
 /// tables hold no token times of these requests, so TPOT stands for the gaps between tokens.
 const SARATHI_LIMITS_PCT: [(&str, f64); 2] = [("ttft", 5.0), ("tpot", 3.0)];
 
+/// The same for the native engine, whose kernels and scheduler are those that are predicted; its eager mode is as steady as
+/// its host.
+const NATIVE_GRAPH_LIMITS_PCT: [(&str, f64); 4] = [("ttft", 5.0), ("itl", 3.0), ("tpot", 3.0), ("e2e", 3.0)];
+const NATIVE_EAGER_LIMITS_PCT: [(&str, f64); 4] = [("ttft", 10.0), ("itl", 6.0), ("tpot", 6.0), ("e2e", 6.0)];
+
 /// Misses that are known, and what is known of them is in docs/engine-profiles.md: one step of each of these real runs took
-/// 27 to 70 ms more than its like, which all of a few dozen gaps share; decodes of 128 took 1.09 times the prediction. They
-/// must not grow.
-const KNOWN_MISSES_PCT: [(&str, &str, f64); 5] = [
+/// 27 to 70 ms more than its like, which all of a few dozen gaps share; decodes of 128 took 1.09 times the prediction; and the
+/// H200's host launched kernels at two speeds, changing within a run. They must not grow.
+const KNOWN_MISSES_PCT: [(&str, &str, f64); 8] = [
     ("llama3-8b-graph/static-b4-p4096", "tpot", 16.0),
     ("llama3-8b-graph/static-b4-p4096", "e2e", 10.0),
     ("llama3-8b-graph/static-b128-p256", "tpot", 13.0),
     ("llama3-8b-graph/static-b128-p256", "e2e", 9.0),
     ("llama3-8b-graph/static-b128-p256", "itl", 8.5),
+    ("native-h200/qwen3-eager/burst", "itl", 13.0),
+    ("native-h200/qwen3-eager/burst", "tpot", 13.0),
+    ("native-h200/qwen3-eager/burst", "e2e", 13.5),
 ];
 
 fn validate(more: &[&str]) -> (Value, String) {
@@ -60,7 +68,12 @@ fn cases_not_fitted_on_are_predicted_within_the_limits() {
         let name = case["name"].as_str().expect("a name");
         assert_eq!(case["status"], "ok", "{case}");
         let is_sarathi = name.starts_with("sarathi");
-        let limits: &[(&str, f64)] = if is_sarathi { &SARATHI_LIMITS_PCT } else { &LIMITS_PCT };
+        let limits: &[(&str, f64)] = match (name.starts_with("native"), name.contains("-graph/")) {
+            (true, true) => &NATIVE_GRAPH_LIMITS_PCT,
+            (true, false) => &NATIVE_EAGER_LIMITS_PCT,
+            _ if is_sarathi => &SARATHI_LIMITS_PCT,
+            _ => &LIMITS_PCT,
+        };
         for (metric, limit) in limits {
             let known = KNOWN_MISSES_PCT.iter().find(|(case, of, _)| *case == name && of == metric);
             let limit = known.map_or(limit, |(_, _, limit)| limit);

@@ -102,7 +102,8 @@ pub fn fit(
     prior: &BTreeMap<Dispatch, DispatchCosts>,
     prior_scales: &OperatorScales,
 ) -> Fit {
-    let mut kept: Vec<&Observation> = observations.iter().collect();
+    let all: Vec<&Observation> = observations.iter().collect();
+    let mut kept = all.clone();
     let mut problem = Problem::new(&kept, prior, prior_scales);
     let mut best = problem.best(&kept);
     for _ in 0..DISTURBANCE_ROUNDS {
@@ -110,9 +111,14 @@ pub fn fit(
         if calm.len() == kept.len() {
             break;
         }
-        kept = calm;
+        // A disturbance is an exception: what most steps have is how the host is.
+        let is_exception = 2 * calm.len() >= all.len();
+        kept = if is_exception { calm } else { all.clone() };
         problem = Problem::new(&kept, prior, prior_scales);
         best = problem.best(&kept);
+        if !is_exception {
+            break;
+        }
     }
     let mut fit = problem.assemble(&kept, &best, prior);
     fit.disturbed_share = 1.0 - kept.len() as f64 / observations.len().max(1) as f64;

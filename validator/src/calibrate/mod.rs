@@ -50,7 +50,8 @@ pub struct FitRun {
 impl FitRun {
     /// Reads a run folder; the model is `model`, or the shipped one that the run's deployment names.
     ///
-    /// It is named by the last two parts of its path, and its host by the folder above: an engine's runs share one.
+    /// It is named by the last two parts of its path. Its host is named by the CPU that the run records, or else by the folder
+    /// above: an engine's runs share one.
     ///
     /// # Errors
     /// When the folder holds no sound run, or no model is known.
@@ -59,7 +60,9 @@ impl FitRun {
         let parts: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy()).collect();
         let last = |n: usize| parts[parts.len().saturating_sub(n)..].join("/");
         let (name, own) = (last(2), last(1));
-        let host = name.strip_suffix(&own).unwrap_or_default().trim_end_matches('/').to_owned();
+        let recorded = run.info.host.as_ref().and_then(|host| host.cpu_model.clone());
+        let above = || name.strip_suffix(&own).unwrap_or_default().trim_end_matches('/').to_owned();
+        let host = recorded.unwrap_or_else(above);
         let model = match (model, &run.info.deployment) {
             (Some(model), _) => model.clone(),
             (None, Some(d)) if ModelSpec::shipped_names().contains(&d.model.as_str()) => {

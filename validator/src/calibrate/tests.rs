@@ -149,6 +149,23 @@ fn a_launch_bound_engine_is_told_from_a_busy_gpu() {
     assert!(!fitted.dispatch.contains_key(&Dispatch::FullGraph), "never seen, so not offered");
 }
 
+/// Three quarters of the steps are slow, in stretches: that is no disturbance, and no step is left out.
+#[test]
+fn what_most_steps_have_is_no_disturbance() {
+    let mut run = real("mixed", EngineMode::Eager, &mixed(), &truth());
+    let mut shift = Nanos::ZERO;
+    for (i, step) in run.run.steps.iter_mut().enumerate() {
+        step.step_start_ns += shift;
+        if i / 40 % 4 > 0 {
+            shift += step.step_duration_ns;
+            step.step_duration_ns += step.step_duration_ns;
+        }
+    }
+    let fitted = calibrate(&[run], &times(), &options()).unwrap();
+    let share = fitted.fitted_on.disturbed_share;
+    assert!(share < 0.5, "{share}");
+}
+
 #[test]
 fn a_disturbed_stretch_is_left_out_and_counted() {
     let mut run = real("mixed", EngineMode::Eager, &mixed(), &truth());
