@@ -8,8 +8,16 @@ use std::{
 const RECIPE: &str = "docs/adding-a-scheduler.md";
 
 /// Folders whose sources may know of schedulers.
-const SOURCES: [&str; 7] =
-    ["schema/src", "bundles/src", "profiler/src", "trainer/src", "simulator/src", "validator/src", "src"];
+const SOURCES: [&str; 8] = [
+    "schema/src",
+    "bundles/src",
+    "profiler/src",
+    "trainer/src",
+    "simulator/src",
+    "engine/src",
+    "validator/src",
+    "src",
+];
 
 /// Where the policies are: a new one touches none of the others.
 const POLICIES: &str = "simulator/src/scheduler/";

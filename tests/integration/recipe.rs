@@ -10,8 +10,16 @@ const RECIPE: &str = "docs/adding-an-operator.md";
 const NAMES: [&str; 2] = ["SiluMul", "silu_mul"];
 
 /// Folders whose sources a new operator may have to touch.
-const SOURCES: [&str; 7] =
-    ["schema/src", "bundles/src", "profiler/src", "profiler/kernels", "trainer/src", "simulator/src", "src"];
+const SOURCES: [&str; 8] = [
+    "schema/src",
+    "bundles/src",
+    "profiler/src",
+    "profiler/kernels",
+    "trainer/src",
+    "simulator/src",
+    "engine/src",
+    "src",
+];
 
 /// Lines of code said to be in a file; all lines without the white space around them.
 #[derive(Debug, PartialEq, Eq)]
