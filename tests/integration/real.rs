@@ -43,7 +43,7 @@ fn what_cannot_be_is_refused_before_a_gpu_is_looked_for() {
         assert!(stderr.contains(expected), "{stderr}");
         assert!(!out.exists());
     };
-    refused(&["--temperature", "-1"], "--temperature: expected a number of at least 0");
+    refused(&["--temperature=-1"], "--temperature: expected a number of at least 0");
     refused(&["--top-p", "0"], "--top-p: expected a number above 0");
     refused(&["--scheduler", "nobody"], "nobody");
     refused(&["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization");

@@ -155,7 +155,7 @@ fn the_shipped_predictors_are_what_their_samples_give() {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/data/h200-sxm-141gb");
     let folder = tempfile::tempdir().expect("folder");
     let copy = folder.path().join("bundle");
-    for part in ["samples", "predictors"] {
+    for part in ["engines", "samples", "predictors"] {
         std::fs::create_dir_all(copy.join(part)).expect("folder");
     }
     let bundle = Bundle::open(&shipped).expect("a shipped bundle");
