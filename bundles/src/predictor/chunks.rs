@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use plumbline_schema::{AttentionLoad, Heads, Operator, OperatorShape};
 
 use super::{
-    OutOfDomain, Prediction, Predictors, domain::Place, flat::FlatForest, predictors::checked_values,
+    OutOfDomain, Prediction, Predictors, decodes::is_countable, domain::Place, flat::FlatForest,
+    predictors::checked_values,
 };
 use crate::features::{HEADS_FEATURES, Launches, joined, part_norm};
 
@@ -37,7 +38,7 @@ const KEY: usize = 6;
 impl Chunks {
     /// `None` where the predictors themselves are to be asked.
     pub(super) fn new(predictors: &Predictors, heads: Heads) -> Option<Self> {
-        let predictor = predictors.get(ATTENTION)?;
+        let predictor = predictors.get(ATTENTION).filter(|_| is_countable(heads))?;
         let from = predictor.transferred_from.as_ref();
         let launches = |gpu| Launches::new(heads, Cow::Owned(Clone::clone(gpu)));
         let (measured, asked) = match from {

@@ -270,6 +270,12 @@ const NUMBERS: [(usize, &str); 3] =
 const MAX_NUMBERS: [u64; NUMBERS.len()] = [1 << 20, 1 << 32, 1 << 31];
 const MAX_WIDTH: u64 = 1 << 20;
 
+/// Whether there are heads, and no more than work can be counted for.
+pub(super) fn is_countable(heads: Heads) -> bool {
+    let has_heads = heads.num_q_heads > 0 && heads.num_kv_heads > 0 && heads.head_dim > 0;
+    has_heads && heads.q_width().max(heads.kv_width()) <= MAX_WIDTH
+}
+
 /// Place of a feature's number among the arguments.
 fn place_of(name: &str) -> usize {
     let is_named = |&feature: &usize| feature_names(ATTENTION)[feature] == name;
@@ -281,11 +287,10 @@ impl LayoutDomain {
     fn new(predictors: &Predictors, predictor: &OperatorPredictor, heads: Heads) -> Option<Self> {
         let (domain, gpu) = (&predictor.domain, predictors.gpu());
         let own = [heads.num_q_heads, heads.num_kv_heads, heads.head_dim].map(u64::from);
-        let width = own[2] * own[0].max(own[1]);
         let factor = predictors.sustained().attention;
         let is_transferred = predictor.transferred_from.is_some();
         let is_slowed = (factor - 1.0).abs() > 0.0;
-        if own.contains(&0) || width > MAX_WIDTH || (is_slowed && is_transferred) {
+        if !is_countable(heads) || (is_slowed && is_transferred) {
             return None;
         }
         let batch = batch_columns(ATTENTION);
