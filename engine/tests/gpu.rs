@@ -418,7 +418,6 @@ fn draws_are_distributed_as_the_softmax() {
             kept[i] = true;
             sum += weights[i];
         }
-        let mut before = 0.0;
         let mut mistakes = 0;
         let count = 500;
         let mut expected = Vec::new();
@@ -432,14 +431,12 @@ fn draws_are_distributed_as_the_softmax() {
                 });
                 expected.push(chosen.unwrap());
             }
-            before += target;
             let draw = Draw { inverse_temperature, top_p, uniform: n as f32 / count as f32 };
             let step = engine.launch(&[part(draw)]).unwrap();
             let id = engine.wait(&step).unwrap().next().unwrap() as usize;
             assert!(kept[id], "top_p {top_p}: {id} is no candidate");
             mistakes += u32::from(id != expected[n as usize]);
         }
-        assert!(before > 0.0);
         // Sums in another precision may fall to the neighbour at an edge.
         assert!(mistakes <= count / 50, "{mistakes} of {count}");
     }
