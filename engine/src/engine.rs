@@ -236,7 +236,7 @@ impl Engine {
         }
         let tables = BlockTables {
             rows: Vec::new(),
-            stride: table_stride(&self.deployment),
+            stride: table_stride(self.deployment.max_model_len),
             num_blocks: self.forward.num_blocks(),
         };
         let (heads, chip) = (self.forward.heads(), self.gpu.chip);
@@ -272,7 +272,7 @@ impl Engine {
     fn recorded_shape(&self, size: u32) -> StepShape {
         let count = size as usize;
         let items = max_items(self.forward.heads(), self.gpu.chip.num_sms, count);
-        let stride = table_stride(&self.deployment);
+        let stride = table_stride(self.deployment.max_model_len);
         let counts = Counts {
             tokens: count,
             samples: count,
@@ -321,15 +321,15 @@ fn shape(
         tiles: prefill.map_or(0, |prefill| prefill.tiles.len()),
         decodes: decode.map_or(0, |decode| decode.seqs.len()),
         items: decode.map_or(0, |decode| decode.items.len()),
-        stride: table_stride(deployment) as usize,
+        stride: table_stride(deployment.max_model_len) as usize,
     };
     let gathers = num_samples < parts.len() || counts.chunks > 0;
     StepShape { counts, layout: InputLayout::of(&counts), attention, gathers }
 }
 
 /// Entries of a row of the block table: enough for the longest sequence, in vectors of four.
-fn table_stride(deployment: &Deployment) -> u32 {
-    deployment.max_model_len.div_ceil(BLOCK_SIZE).next_multiple_of(4)
+fn table_stride(max_model_len: u32) -> u32 {
+    max_model_len.div_ceil(BLOCK_SIZE).next_multiple_of(4)
 }
 
 /// Bytes of the largest step's inputs.
@@ -343,7 +343,7 @@ fn max_input_bytes(forward: &Forward, gpu: &Gpu, limits: Limits) -> usize {
         tiles: tokens / 64 + seqs + tiles_of_splits,
         decodes: seqs,
         items: max_items(forward.heads(), gpu.chip.num_sms, seqs),
-        stride: limits.model_len.div_ceil(BLOCK_SIZE).next_multiple_of(4) as usize,
+        stride: table_stride(limits.model_len) as usize,
     })
     .num_bytes
 }
