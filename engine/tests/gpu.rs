@@ -1,6 +1,7 @@
 //! The engine on a real GPU, against Hugging Face transformers; without either, each test says why it was skipped.
 //!
-//! `tests/transformers_reference.py` says how its reference is made and where the tests look for it.
+//! `tests/transformers_reference.py` and `tests/trained_model.py` say how references are made and where the tests look for
+//! them.
 
 use std::{
     fs,
@@ -11,6 +12,7 @@ use std::{
 use half::bf16;
 use plumbline_engine::{
     Engine, EngineError, EngineOptions, RunOptions, Sampling, WeightSource,
+    generate::{encode, read_tokenizer},
     inputs::{Draw, Part},
     serve_workload,
 };
@@ -19,6 +21,7 @@ use plumbline_schema::{
 };
 use plumbline_simulator::{SchedulerKind, kv_cache::BlockId};
 use safetensors::SafeTensors;
+use serde::Deserialize;
 
 const NEW_TOKENS: usize = 64;
 /// KV blocks that each sequence of a test owns.
@@ -296,6 +299,47 @@ fn logits_are_those_of_transformers() {
                 assert!(eager <= tolerance.max(2.0 * rounding), "{composition:?}: {eager} of {tolerance}");
                 assert!(fp32 <= 1.25 * rounding, "{composition:?}: {fp32} of {rounding}");
             }
+        }
+    }
+}
+
+/// A prompt out of a text that the model knows, and transformers' greedy completion of it.
+#[derive(Deserialize)]
+struct Generated {
+    prompt: String,
+    prompt_token_ids: Vec<u32>,
+    completion_token_ids: Vec<u32>,
+    completion: String,
+}
+
+/// A model that knows its text gives exactly transformers' tokens and text, from bf16 and fp16 weights.
+#[test]
+fn completions_are_those_of_transformers() {
+    let _guard = gpu();
+    let Some(folder) = std::env::var_os("PLUMBLINE_TRAINED") else {
+        println!("SKIPPED: completions: PLUMBLINE_TRAINED names no folder of trained models");
+        return;
+    };
+    let mut folders: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert_eq!(folders.len(), 4, "two models in two types each");
+    for folder in folders {
+        let text = fs::read_to_string(folder.join("generated.json")).unwrap();
+        let cases: Vec<Generated> = serde_json::from_str(&text).unwrap();
+        let tokenizer = read_tokenizer(&folder).unwrap();
+        let config = ModelConfig::find(folder.to_str().unwrap()).unwrap();
+        for mode in [EngineMode::Eager, EngineMode::Graph] {
+            let weights = WeightSource::Folder(folder.clone());
+            let Some(mut engine) = start("completions", &config, weights, mode) else { return };
+            let stop = AtomicBool::new(false);
+            for case in &cases {
+                let prompt = encode(&tokenizer, &case.prompt).unwrap();
+                assert_eq!(prompt, case.prompt_token_ids);
+                let done = engine.complete(&prompt, NEW_TOKENS, Sampling::default(), &stop, |_| ()).unwrap();
+                assert_eq!(done.tokens, case.completion_token_ids, "after {:?}", case.prompt);
+                assert_eq!(tokenizer.decode(&done.tokens, false).unwrap(), case.completion);
+            }
+            println!("{} {mode:?}: {} completions, each as transformers'", folder.display(), cases.len());
         }
     }
 }
