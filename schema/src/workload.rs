@@ -230,6 +230,13 @@ impl Workload {
         Ok(Self { requests })
     }
 
+    /// Whether arrivals and lengths are all there is: nothing is shared, and all requests have one priority. A run's
+    /// `request_metrics` says all of such a workload.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.requests.iter().all(|request| request.content.is_none() && request.priority == 0)
+    }
+
     /// Writes the workload as CSV, in its canonical text.
     ///
     /// # Errors

@@ -146,12 +146,38 @@ pub enum ReplayError {
 /// As [`replay_with`], or when a file cannot be read.
 pub fn replay_folder(folder: &Path) -> Result<ReplayReport, ReplayError> {
     let run = Run::read(folder)?;
-    let Some(path) = workload_file(folder) else { return replay(&run) };
+    replay_with(&run, &workload_of(&run, folder)?, SchedulerKind::VllmV1)
+}
+
+/// The workload of a run in a folder: its requests at their scheduled arrivals, with the priorities and shared prompts
+/// of the file that [`workload_file`] finds; without one, none.
+///
+/// # Errors
+/// When that file cannot be read, or is not of the run's requests.
+pub fn workload_of(run: &Run, folder: &Path) -> Result<Workload, ReplayError> {
+    let Some(path) = workload_file(folder) else { return Ok(run.workload()) };
     let workload = Workload::read(&path)?;
-    replay_with(&run, &workload, SchedulerKind::VllmV1).map_err(|error| match error {
-        ReplayError::OtherWorkload { .. } => ReplayError::OtherWorkloadFile { path, source: Box::new(error) },
-        error => error,
-    })
+    match check_same(run, &workload) {
+        Ok(()) => Ok(workload),
+        Err(source) => Err(ReplayError::OtherWorkloadFile { path, source: Box::new(source) }),
+    }
+}
+
+/// [`workload_of`] as the engine served it: an output that ended early is as long as it got.
+///
+/// # Errors
+/// As [`workload_of`].
+pub fn served_workload(run: &Run, folder: &Path) -> Result<Workload, ReplayError> {
+    let mut workload = workload_of(run, folder)?;
+    let is_done = |r: &&RequestMetrics| r.status == RequestStatus::Ok;
+    let produced: HashMap<u64, u32> =
+        run.requests.iter().filter(is_done).map(|r| (r.request_id, r.num_decode_tokens_actual)).collect();
+    for request in &mut workload.requests {
+        if let Some(&tokens) = produced.get(&request.request_id) {
+            request.num_decode_tokens = tokens;
+        }
+    }
+    Ok(workload)
 }
 
 /// The workload of the run in a folder: `workload.csv` in it, or else `workloads/NAME.csv` in one of the three folders
@@ -329,31 +355,40 @@ fn admissions<'a>(
     run: &Run,
     workload: &'a Workload,
 ) -> Result<Vec<(Nanos, &'a WorkloadRequest)>, ReplayError> {
-    let mut requests: HashMap<_, _> = workload.requests.iter().map(|r| (r.request_id, r)).collect();
+    check_same(run, workload)?;
+    let requests: HashMap<_, _> = workload.requests.iter().map(|r| (r.request_id, r)).collect();
     let mut admissions = Vec::with_capacity(run.requests.len());
+    for real in run.requests.iter().filter(|real| real.status != RequestStatus::Rejected) {
+        let request_id = real.request_id;
+        let time = real.admitted_time_ns.ok_or(ReplayError::NoAdmittedTime { request_id })?;
+        admissions.push((time, requests[&request_id]));
+    }
+    // Stable: requests admitted in the same nanosecond keep the file's order.
+    admissions.sort_by_key(|(time, _)| *time);
+    Ok(admissions)
+}
+
+/// Checks that a workload has the run's requests, each with its arrival and lengths, and no other.
+fn check_same(run: &Run, workload: &Workload) -> Result<(), ReplayError> {
+    let mut requests: HashMap<_, _> = workload.requests.iter().map(|r| (r.request_id, r)).collect();
     for real in &run.requests {
         let request = requests.remove(&real.request_id);
-        let request = request.filter(|request| is_same(real, request)).ok_or_else(|| {
+        if request.is_none_or(|request| !is_same(real, request)) {
             let expected = described(real.arrival_time_ns, real.num_prefill_tokens, real.num_decode_tokens);
             let found = request.map_or_else(
                 || "no such request".to_owned(),
                 |r| described(r.arrival_time_ns, r.num_prefill_tokens, r.num_decode_tokens),
             );
-            ReplayError::OtherWorkload { request_id: real.request_id, expected, found }
-        })?;
-        if real.status != RequestStatus::Rejected {
-            let request_id = real.request_id;
-            let time = real.admitted_time_ns.ok_or(ReplayError::NoAdmittedTime { request_id })?;
-            admissions.push((time, request));
+            return Err(ReplayError::OtherWorkload { request_id: real.request_id, expected, found });
         }
     }
-    if let Some(&request_id) = requests.keys().min() {
-        let (expected, found) = ("no such request".to_owned(), "one".to_owned());
-        return Err(ReplayError::OtherWorkload { request_id, expected, found });
+    match requests.keys().min() {
+        Some(&request_id) => {
+            let (expected, found) = ("no such request".to_owned(), "one".to_owned());
+            Err(ReplayError::OtherWorkload { request_id, expected, found })
+        }
+        None => Ok(()),
     }
-    // Stable: requests admitted in the same nanosecond keep the file's order.
-    admissions.sort_by_key(|(time, _)| *time);
-    Ok(admissions)
 }
 
 fn is_same(real: &RequestMetrics, request: &WorkloadRequest) -> bool {

@@ -263,6 +263,10 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         };
         let real = serve_workload(&mut engine, workload, &options, &stop)?;
         real.write(folder)?;
+        // What requests share and their priorities stand nowhere else in a run.
+        if !workload.is_plain() {
+            workload.write(&folder.join("workload.csv"))?;
+        }
         output.note(format!("wrote {}", folder.display()));
         report.runs.push(RunReport::new(folder, &real));
         if let Some(error) = &real.error {

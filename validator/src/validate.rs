@@ -10,9 +10,11 @@ use std::{
 use plumbline_bundles::{
     Bundle, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex, error::BundleError,
 };
-use plumbline_schema::{Deployment, GpuSpec, InputError, ModelSpec, RequestStatus, Run, RunKind, Workload};
+use plumbline_schema::{Deployment, GpuSpec, InputError, ModelSpec, Run, RunKind};
 use plumbline_simulator::{
-    BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions, simulate_with,
+    BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions,
+    replay::{ReplayError, served_workload},
+    simulate_with,
     step_time::{StepTime, StepTimeModel},
 };
 use rayon::prelude::*;
@@ -51,6 +53,9 @@ pub enum CaseError {
     /// A real run, model or engine profile cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// A real run's workload is not its own.
+    #[error(transparent)]
+    Workload(#[from] ReplayError),
     /// The bundle cannot be used; it may serve several cases, so its error is text.
     #[error("{0}")]
     Bundle(String),
@@ -217,7 +222,7 @@ fn judge<T: OperatorTimes>(
     let recorded = first.info.deployment.as_ref();
     let recorded = recorded.ok_or_else(|| CaseError::NoDeployment { run: folder.clone() })?;
     let deployment = case.deployment.apply(recorded)?;
-    let workload = served_workload(first);
+    let workload = served_workload(first, folder)?;
     let simulate_options = SimulateOptions {
         seed: options.seed,
         residuals: options.residuals,
@@ -254,23 +259,6 @@ fn judge<T: OperatorTimes>(
         result.notes.push(format!("the simulated engine rejected {count} requests, first {id}: {reason}"));
     }
     Ok(result)
-}
-
-/// The workload as the engine served it: an output that ended early is as long as it got.
-fn served_workload(run: &Run) -> Workload {
-    let produced: HashMap<u64, u32> = run
-        .requests
-        .iter()
-        .filter(|r| r.status == RequestStatus::Ok)
-        .map(|r| (r.request_id, r.num_decode_tokens_actual))
-        .collect();
-    let mut workload = run.workload();
-    for request in &mut workload.requests {
-        if let Some(&tokens) = produced.get(&request.request_id) {
-            request.num_decode_tokens = tokens;
-        }
-    }
-    workload
 }
 
 /// Share of the steps' time that the host takes on the critical path: preparing, launching, reading back.

@@ -54,9 +54,9 @@ pub fn judge<T: OperatorTimes>(
         let failed = |reason: String| CalibrateError::HoldOut { run: name.clone(), reason };
         let predict = |profile: &EngineProfile| {
             let options = SimulateOptions { seed, ..SimulateOptions::default() };
-            let workload = held_out.run.workload();
-            let simulated = simulate(&held_out.model, &workload, deployment, profile, times, &options)
-                .map_err(|e| failed(e.to_string()))?;
+            let simulated =
+                simulate(&held_out.model, &held_out.workload, deployment, profile, times, &options)
+                    .map_err(|e| failed(e.to_string()))?;
             compare(std::slice::from_ref(&held_out.run), &simulated.run).map_err(|e| failed(e.to_string()))
         };
         let after = predict(after)?;

@@ -18,8 +18,9 @@ use plumbline_bundles::{
     Dispatch, DispatchCosts, EngineProfile, HostCost, HostCosts,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
-use plumbline_schema::{HostInfo, InputError, ModelSpec, Run};
+use plumbline_schema::{HostInfo, InputError, ModelSpec, Run, Workload};
 use plumbline_simulator::{
+    replay::{ReplayError, served_workload},
     step_time::{StepTimeError, StepTimeModel},
     times::OperatorTimes,
 };
@@ -41,6 +42,8 @@ pub struct FitRun {
     pub name: String,
     /// The run; it must carry its deployment.
     pub run: Run,
+    /// What it served.
+    pub workload: Workload,
     /// The model.
     pub model: ModelSpec,
     /// What names its host: runs with the same name share a host factor. The first run's is the reference.
@@ -57,6 +60,7 @@ impl FitRun {
     /// When the folder holds no sound run, or no model is known.
     pub fn read(folder: &Path, model: Option<&ModelSpec>) -> Result<Self, CalibrateError> {
         let run = Run::read(folder)?;
+        let workload = served_workload(&run, folder)?;
         let parts: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy()).collect();
         let last = |n: usize| parts[parts.len().saturating_sub(n)..].join("/");
         let (name, own) = (last(2), last(1));
@@ -73,7 +77,7 @@ impl FitRun {
             }
             (None, None) => return Err(CalibrateError::NoDeployment { run: name }),
         };
-        Ok(Self { name, run, model, host })
+        Ok(Self { name, run, workload, model, host })
     }
 }
 
@@ -99,6 +103,9 @@ pub enum CalibrateError {
     /// A run cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// A run's workload is not its own.
+    #[error(transparent)]
+    Workload(#[from] ReplayError),
     /// A run's model is not known.
     #[error("{run}: expected a deployment that names a shipped model, found {found}")]
     UnknownModel {

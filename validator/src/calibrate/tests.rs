@@ -86,7 +86,7 @@ fn real(name: &str, mode: EngineMode, workload: &Workload, profile: &EngineProfi
     deployment.max_model_len = 20_480;
     let options = SimulateOptions { seed: 7, ..SimulateOptions::default() };
     let run = simulate(&model, workload, &deployment, profile, times(), &options).unwrap().run;
-    FitRun { name: name.into(), run, model, host: "known".into() }
+    FitRun { name: name.into(), workload: workload.clone(), run, model, host: "known".into() }
 }
 
 fn mixed() -> Workload {

@@ -4,7 +4,7 @@ use plumbline_bundles::{
     Dispatch, DispatchCosts, HostCost,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
-use plumbline_schema::{EngineMode, Nanos, WorkloadRequest};
+use plumbline_schema::{EngineMode, Nanos, Workload, WorkloadRequest};
 use plumbline_simulator::{RooflineTimes, simulate};
 
 use super::*;
