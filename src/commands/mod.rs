@@ -10,6 +10,7 @@ mod bundle_judge;
 mod bundle_lint;
 mod calibrate;
 mod compare;
+mod explain;
 mod generate;
 mod host;
 mod profile;
@@ -59,6 +60,7 @@ enum Command {
     Search(Box<search::Args>),
     Compare(compare::Args),
     Calibrate(calibrate::Args),
+    Explain(explain::Args),
     Host(host::Args),
 }
 
@@ -81,6 +83,7 @@ impl Cli {
             Command::Search(args) => search::run(args, output),
             Command::Compare(args) => compare::run(args, output),
             Command::Calibrate(args) => calibrate::run(args, output),
+            Command::Explain(args) => explain::run(args, output),
             Command::Host(args) => host::run(args, output),
         }
     }

@@ -25,6 +25,7 @@ fn help_texts_are_as_reviewed() {
         "search",
         "compare",
         "calibrate",
+        "explain",
         "host",
     ] {
         check(&[verb]);

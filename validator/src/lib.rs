@@ -5,6 +5,7 @@
 
 pub mod calibrate;
 pub mod compare;
+pub mod explain;
 pub mod metrics;
 pub mod report;
 pub mod results;

@@ -8,10 +8,14 @@ use plumbline_schema::{Nanos, PrefillChunk, RequestMetrics, RequestStatus, Run, 
 pub struct ObservedStep {
     /// What was computed.
     pub batch: StepBatch,
+    /// When it began, on the run's clock.
+    pub start_ns: f64,
     /// How long it took, ns.
     pub time_ns: f64,
     /// The scheduler's part of it, ns; `None` when not recorded.
     pub schedule_ns: Option<f64>,
+    /// The least and the most that the GPU can have worked in it, ns, by the phases of its host; `None` when not recorded.
+    pub gpu_bounds_ns: Option<(f64, f64)>,
     /// Whether the engine had nothing to do before it.
     pub after_idle: bool,
 }
@@ -80,15 +84,26 @@ pub fn observed_steps(run: &Run, profile: &EngineProfile) -> Result<(Source, Vec
         let chunk = PrefillChunk { num_tokens: request.num_prefill_tokens, context_len: 0 };
         steps.push(ObservedStep {
             batch: StepBatch { prefill_chunks: vec![chunk], decode_contexts: Vec::new() },
+            start_ns: request.arrival_time_ns.0 as f64,
             time_ns: first.saturating_since(request.arrival_time_ns).0 as f64,
             schedule_ns: None,
+            gpu_bounds_ns: None,
             after_idle: idle,
         });
+        let mut start_ns = first.0 as f64;
         let gaps = decode_gaps(run, request, first, end);
         for (i, gap) in gaps.into_iter().enumerate() {
             let context = request.num_prefill_tokens.saturating_add(i as u32);
             let batch = StepBatch { prefill_chunks: Vec::new(), decode_contexts: vec![context] };
-            steps.push(ObservedStep { batch, time_ns: gap, schedule_ns: None, after_idle: false });
+            steps.push(ObservedStep {
+                batch,
+                start_ns,
+                time_ns: gap,
+                schedule_ns: None,
+                gpu_bounds_ns: None,
+                after_idle: false,
+            });
+            start_ns += gap;
         }
     }
     Ok((source, steps))
@@ -114,8 +129,13 @@ fn from_steps(steps: &[StepMetrics], idle_threshold_ns: f64) -> Vec<ObservedStep
             last_end = Some(step.end_ns());
             ObservedStep {
                 batch: step.batch.clone(),
+                start_ns: step.step_start_ns.0 as f64,
                 time_ns: step.step_duration_ns.0 as f64,
                 schedule_ns: Some(step.schedule_ns.0 as f64),
+                // The GPU works from the first launch on at the earliest, and all the time that the host waits for it.
+                gpu_bounds_ns: step
+                    .phases
+                    .map(|phases| (phases.wait_ns.0 as f64, (phases.launch_ns + phases.wait_ns).0 as f64)),
                 after_idle,
             }
         })
