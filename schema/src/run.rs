@@ -18,6 +18,10 @@ use crate::{
     workload::{Workload, WorkloadRequest},
 };
 
+/// A request's first token in `token_metrics.csv` may be this far from the one in `request_metrics.csv`: what rounding of
+/// other tools' times makes of the same event. Further apart, the files are of different clocks or runs.
+const SAME_EVENT_NS: u64 = 1_000_000;
+
 /// Whether a run happened or was predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -298,7 +302,7 @@ impl Run {
     ///
     /// # Errors
     /// `Invalid` names file, line and column: a repeated or unknown request id, times that run
-    /// backwards, token indices with holes, step columns that contradict each other.
+    /// backwards, token times of another clock than the requests', token indices with holes, step columns that contradict each other.
     pub fn read(folder: &Path) -> Result<Self, InputError> {
         let requests_path = folder.join("request_metrics.csv");
         let requests: Vec<RequestMetrics> = read_csv(&requests_path, "a request_metrics row")?;
@@ -450,6 +454,8 @@ fn check_tokens(path: &Path, requests: &[RequestMetrics], tokens: &[TokenMetrics
     // Next index and last time of each request.
     let mut state: HashMap<u64, (u32, Nanos)> =
         requests.iter().map(|r| (r.request_id, (0, r.arrival_time_ns))).collect();
+    let firsts: HashMap<u64, Nanos> =
+        requests.iter().filter_map(|r| Some((r.request_id, r.first_token_time_ns?))).collect();
     for (i, token) in tokens.iter().enumerate() {
         let line = i as u64 + 2;
         let bad = |column: &str, expected: String, found: String| {
@@ -467,6 +473,13 @@ fn check_tokens(path: &Path, requests: &[RequestMetrics], tokens: &[TokenMetrics
                 format!("no time before {}", last.0),
                 token.token_time_ns.0.to_string(),
             );
+        }
+        if let Some(first) = firsts.get(&token.request_id).filter(|_| token.token_index == 0)
+            && first.0.abs_diff(token.token_time_ns.0) > SAME_EVENT_NS
+        {
+            let expected = format!("{}, the first token of request_metrics, to 1 ms", first.0);
+            let found = format!("{} (another clock, or another run's file)", token.token_time_ns.0);
+            return bad("token_time_ns", expected, found);
         }
         *next += 1;
         *last = token.token_time_ns;

@@ -1,7 +1,10 @@
 //! Repeats of a real run against one simulated run: the same requests, metric by metric.
 
+mod bands;
+mod paired;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
@@ -10,6 +13,14 @@ use plumbline_schema::{RequestMetrics, RequestStatus, Run};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::{
+    bands::MIN_INTERVAL_REQUESTS,
+    paired::{E2eParts, PairedRow},
+};
+use self::{
+    bands::{Resamples, RunSamples},
+    paired::paired,
+};
 use crate::metrics::{Metric, Outcomes, RunMetrics, Stat, Unavailable};
 
 /// How far beyond the range of the real repeats a simulated value still counts as inside: 5 %.
@@ -43,22 +54,23 @@ pub struct MetricRow {
     pub sim_max_ms: Option<f64>,
     /// `100 (sim - real) / real`; none when n/a.
     pub error_pct: Option<f64>,
+    /// Lower end of the 95 % interval of the error: other requests of the kind, other repeats, other seeds.
+    #[serde(default)]
+    pub error_low_pct: Option<f64>,
+    /// Upper end of it.
+    #[serde(default)]
+    pub error_high_pct: Option<f64>,
+    /// The noise floor: half of the range of the real repeats in percent of their median. An error below it says nothing.
+    #[serde(default)]
+    pub noise_pct: Option<f64>,
     /// Whether `sim_ms` lies inside the range of the repeats widened by 5 %; none when n/a.
     pub inside_band: Option<bool>,
+    /// Why there is an error and no noise floor or no interval; absent when there are both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bands_na_reason: Option<String>,
     /// Why numbers are n/a; absent when none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub na_reason: Option<String>,
-}
-
-/// Request by request: how far a request's own simulated value is from its real one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PairedRow {
-    /// The metric; never ITL.
-    pub metric: Metric,
-    /// Requests paired.
-    pub n: u64,
-    /// Median over requests of `100 |sim - real| / real`; none when there is no pair.
-    pub median_abs_error_pct: Option<f64>,
 }
 
 /// How requests ended, before only those that ended well in every run were compared.
@@ -79,6 +91,8 @@ pub struct Comparison {
     pub metrics: Vec<MetricRow>,
     /// Request by request: TTFT, TPOT and E2E.
     pub paired: Vec<PairedRow>,
+    /// The end-to-end time in its parts; none where nothing took any time.
+    pub e2e_parts: Option<E2eParts>,
     /// How requests ended.
     pub requests: RequestCounts,
     /// Samples of each real repeat.
@@ -150,6 +164,21 @@ pub enum CompareError {
         found: u64,
         /// Requests that differ in this column.
         num_differing: usize,
+    },
+    /// All arrivals are as far from those of real run 1.
+    #[error(
+        "{run}: every arrival_time_ns is {} ms {} than in real run 1: its clock is shifted; expected times from the same \
+         start of the workload",
+        *shift_ns as f64 / 1e6,
+        if *is_later { "later" } else { "earlier" }
+    )]
+    ClockShifted {
+        /// The run that differs.
+        run: RunLabel,
+        /// By how much.
+        shift_ns: u64,
+        /// Whether its times are later than those of real run 1.
+        is_later: bool,
     },
     /// Requests asked for are in no run.
     #[error("expected requests of the run, found {}", list_ids(ids))]
@@ -236,11 +265,15 @@ pub fn compare_requests(
     let measure = |run: &Run| RunMetrics::of_requests(run, |id| compared.contains(&id));
     let real: Vec<_> = real.iter().map(measure).collect();
     let sims: Vec<_> = sims.iter().map(measure).collect();
-    let metrics = Metric::ALL.into_iter().flat_map(|metric| rows(metric, &real, &sims)).collect();
+    let ids: Vec<_> = real.iter().take(1).flat_map(|run| &run.requests).map(|r| r.request_id).collect();
+    let resamples = Resamples::draw(&ids, real.len(), sims.len());
+    let metrics =
+        Metric::ALL.into_iter().flat_map(|metric| rows(metric, &real, &sims, resamples.as_ref())).collect();
+    let e2e_parts = E2eParts::of(&real, &sims);
     // The first, checked above to be there.
     let sim = sims.into_iter().next().ok_or(CompareError::NoSimulatedRun)?;
     let paired = [Metric::Ttft, Metric::Tpot, Metric::E2e].map(|m| paired(m, &real, &sim)).to_vec();
-    Ok(Comparison { metrics, paired, requests: counts, real, sim })
+    Ok(Comparison { metrics, paired, e2e_parts, requests: counts, real, sim })
 }
 
 fn describe_counts(counts: &RequestCounts) -> String {
@@ -269,8 +302,27 @@ fn check_same_requests(first: &Run, other: &Run, run: RunLabel) -> Result<(), Co
         if both_ok { u64::from(r.num_decode_tokens_actual) } else { 0 }
     };
     check_column(&left, &right, run, "num_decode_tokens_actual", produced, 0)?;
+    if let Some((shift_ns, is_later)) = clock_shift(&left, &right) {
+        return Err(CompareError::ClockShifted { run, shift_ns, is_later });
+    }
     let arrival = |r: &RequestMetrics, _| r.arrival_time_ns.0;
     check_column(&left, &right, run, "arrival_time_ns", arrival, ARRIVAL_TOLERANCE_NS)
+}
+
+/// How far apart the arrivals of several requests are, when all are as far apart, and whether the right ones are later.
+fn clock_shift(
+    left: &BTreeMap<u64, &RequestMetrics>,
+    right: &BTreeMap<u64, &RequestMetrics>,
+) -> Option<(u64, bool)> {
+    let mut shifts = left
+        .values()
+        .zip(right.values())
+        .map(|(a, b)| i128::from(b.arrival_time_ns.0) - i128::from(a.arrival_time_ns.0));
+    let first = shifts.next()?;
+    let tolerance = i128::from(ARRIVAL_TOLERANCE_NS);
+    let is_shift =
+        left.len() > 1 && first.abs() > tolerance && shifts.all(|shift| (shift - first).abs() <= tolerance);
+    is_shift.then(|| (first.unsigned_abs() as u64, first > 0))
 }
 
 fn check_column(
@@ -319,7 +371,12 @@ fn finished_everywhere(
     Ok(wanted)
 }
 
-fn rows(metric: Metric, real: &[RunMetrics], sims: &[RunMetrics]) -> Vec<MetricRow> {
+fn rows(
+    metric: Metric,
+    real: &[RunMetrics],
+    sims: &[RunMetrics],
+    resamples: Option<&Resamples>,
+) -> Vec<MetricRow> {
     let sorted = |runs: &[RunMetrics]| runs.iter().map(|run| run.sorted_ns(metric)).collect::<Vec<_>>();
     let (real_ns, sim_ns) = (sorted(real), sorted(sims));
     let n = real_ns.iter().chain(&sim_ns).map(Vec::len).min().unwrap_or(0) as u64;
@@ -328,16 +385,49 @@ fn rows(metric: Metric, real: &[RunMetrics], sims: &[RunMetrics]) -> Vec<MetricR
     } else {
         None
     };
-    Stat::ALL
-        .into_iter()
-        .map(|stat| {
-            let numbers = match &blocked {
-                Some(reason) => Err(reason.clone()),
-                None => row_numbers(stat, &real_ns, &sim_ns),
-            };
-            row(metric, stat, n, numbers)
-        })
-        .collect()
+    let samples = match (resamples, &blocked) {
+        (Some(resamples), None) => Some(resamples.of_runs(metric, real, sims)),
+        _ => None,
+    };
+    let row = |stat: Stat| {
+        let numbers = match &blocked {
+            Some(reason) => Err(reason.clone()),
+            None => row_numbers(stat, &real_ns, &sim_ns),
+        };
+        let mut row = row(metric, stat, n, &numbers);
+        if let (Ok(numbers), true) = (&numbers, row.error_pct.is_some()) {
+            let drawn = resamples.zip(samples.as_ref());
+            add_bands(&mut row, numbers, drawn, real[0].requests.len());
+        }
+        row
+    };
+    Stat::ALL.map(row).to_vec()
+}
+
+/// Noise floor and interval of a row that has an error.
+fn add_bands(
+    row: &mut MetricRow,
+    numbers: &RowNumbers,
+    drawn: Option<(&Resamples, &RunSamples)>,
+    num_requests: usize,
+) {
+    let (real, sim) = (&numbers.real, &numbers.sim);
+    let mut reasons = Vec::new();
+    if real.values.len() > 1 {
+        row.noise_pct = Some(100.0 * (real.max - real.min) / 2.0 / real.median);
+    } else {
+        reasons.push("no noise floor: it wants 2 real repeats, there is 1".to_owned());
+    }
+    let interval = drawn
+        .and_then(|(resamples, samples)| resamples.interval(row.stat, samples, &real.values, &sim.values));
+    match interval {
+        Some((low, high)) => (row.error_low_pct, row.error_high_pct) = (Some(low), Some(high)),
+        None if drawn.is_none() => reasons.push(format!(
+            "no interval: it wants {MIN_INTERVAL_REQUESTS} requests, there are {num_requests}"
+        )),
+        None => reasons.push("no interval: too few requests have such a value".to_owned()),
+    }
+    row.bands_na_reason = (!reasons.is_empty()).then(|| reasons.join("; "));
 }
 
 fn itl_unavailable(
@@ -365,8 +455,10 @@ struct RowNumbers {
     sim: Spread,
 }
 
-/// Median and range of a statistic over runs of one workload, ms.
+/// A statistic over runs of one workload, ms.
 struct Spread {
+    /// In the order of the runs.
+    values: Vec<f64>,
     median: f64,
     min: f64,
     max: f64,
@@ -377,15 +469,17 @@ fn spread(stat: Stat, runs_ns: &[Vec<f64>]) -> Result<Spread, Unavailable> {
     for sorted in runs_ns {
         values.push(stat.of_sorted(sorted)? / 1e6);
     }
-    values.sort_by(f64::total_cmp);
-    Ok(Spread { median: percentile_of_sorted(&values, 0.5), min: values[0], max: values[values.len() - 1] })
+    let mut sorted = values.clone();
+    sorted.sort_by(f64::total_cmp);
+    let (median, min, max) = (percentile_of_sorted(&sorted, 0.5), sorted[0], sorted[sorted.len() - 1]);
+    Ok(Spread { values, median, min, max })
 }
 
 fn row_numbers(stat: Stat, real_ns: &[Vec<f64>], sim_ns: &[Vec<f64>]) -> Result<RowNumbers, Unavailable> {
     Ok(RowNumbers { real: spread(stat, real_ns)?, sim: spread(stat, sim_ns)? })
 }
 
-fn row(metric: Metric, stat: Stat, n: u64, numbers: Result<RowNumbers, Unavailable>) -> MetricRow {
+fn row(metric: Metric, stat: Stat, n: u64, numbers: &Result<RowNumbers, Unavailable>) -> MetricRow {
     let mut row = MetricRow {
         metric,
         stat,
@@ -397,12 +491,16 @@ fn row(metric: Metric, stat: Stat, n: u64, numbers: Result<RowNumbers, Unavailab
         sim_min_ms: None,
         sim_max_ms: None,
         error_pct: None,
+        error_low_pct: None,
+        error_high_pct: None,
+        noise_pct: None,
         inside_band: None,
+        bands_na_reason: None,
         na_reason: None,
     };
     match numbers {
         Ok(found) => {
-            let (real, sim) = (found.real, found.sim);
+            let (real, sim) = (&found.real, &found.sim);
             row.real_ms = Some(real.median);
             row.real_min_ms = Some(real.min);
             row.real_max_ms = Some(real.max);
@@ -430,30 +528,6 @@ pub fn error_pct(real: f64, sim: f64) -> Option<f64> {
 #[must_use]
 pub fn is_inside_band(sim: f64, min: f64, max: f64) -> bool {
     (min * (1.0 - BAND_MARGIN)..=max * (1.0 + BAND_MARGIN)).contains(&sim)
-}
-
-fn paired(metric: Metric, real: &[RunMetrics], sim: &RunMetrics) -> PairedRow {
-    let mut repeats: HashMap<u64, Vec<f64>> = HashMap::new();
-    for sample in real.iter().flat_map(|run| &run.requests) {
-        if let Some(value) = sample.value(metric) {
-            repeats.entry(sample.request_id).or_default().push(value);
-        }
-    }
-    let mut errors: Vec<f64> = sim
-        .requests
-        .iter()
-        .filter_map(|sample| {
-            let mut values = repeats.remove(&sample.request_id)?;
-            values.sort_by(f64::total_cmp);
-            error_pct(percentile_of_sorted(&values, 0.5), sample.value(metric)?).map(f64::abs)
-        })
-        .collect();
-    errors.sort_by(f64::total_cmp);
-    PairedRow {
-        metric,
-        n: errors.len() as u64,
-        median_abs_error_pct: (!errors.is_empty()).then(|| percentile_of_sorted(&errors, 0.5)),
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! How far a simulation stands from the truth, metric by metric.
 //!
 //! Start with [`metrics`] (the dictionary: TTFT, ITL, TPOT, E2E), [`mod@compare`] (repeats of a real run against a
-//! simulated one) and [`mod@validate`] (a whole [`suite`] of such cases). [`report`] renders the [`results`].
+//! simulated one) and [`mod@validate`] (a whole [`suite`] of such cases). [`report`] renders the [`results`], [`check`]
+//! judges them.
 
 pub mod calibrate;
+pub mod check;
 pub mod compare;
 pub mod explain;
 pub mod metrics;

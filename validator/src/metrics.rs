@@ -100,6 +100,17 @@ impl Stat {
         }
     }
 
+    /// The share of samples below a percentile; none for the mean.
+    #[must_use]
+    pub const fn quantile(self) -> Option<f64> {
+        match self {
+            Self::Mean => None,
+            Self::P50 => Some(0.50),
+            Self::P90 => Some(0.90),
+            Self::P99 => Some(0.99),
+        }
+    }
+
     /// The statistic of ascending `sorted`; percentiles by linear interpolation.
     ///
     /// # Errors
@@ -108,11 +119,9 @@ impl Stat {
         if sorted.len() < self.min_samples() {
             return Err(Unavailable::TooFew { stat: self, has: sorted.len() });
         }
-        Ok(match self {
-            Self::Mean => sorted.iter().sum::<f64>() / sorted.len() as f64,
-            Self::P50 => percentile_of_sorted(sorted, 0.50),
-            Self::P90 => percentile_of_sorted(sorted, 0.90),
-            Self::P99 => percentile_of_sorted(sorted, 0.99),
+        Ok(match self.quantile() {
+            None => sorted.iter().sum::<f64>() / sorted.len() as f64,
+            Some(q) => percentile_of_sorted(sorted, q),
         })
     }
 }
@@ -241,7 +250,7 @@ impl RunMetrics {
             Metric::Itl => self.requests.iter().flat_map(|r| r.gaps_ns.iter().copied()).collect(),
             _ => self.requests.iter().filter_map(|r| r.value(metric)).collect(),
         };
-        values.sort_by(f64::total_cmp);
+        values.sort_unstable_by(f64::total_cmp);
         values
     }
 

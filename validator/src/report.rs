@@ -8,6 +8,8 @@ mod html;
 mod markdown;
 mod table;
 
+pub(crate) use folder::MARKER as RESULTS;
 pub use folder::{ReportError, write_report};
 pub use frontier::frontier_svg;
+pub(crate) use markdown::cell as markdown_cell;
 pub use table::{TABLE_WIDTH, render_table};

@@ -6,7 +6,7 @@ use plumbline_bundles::stats::percentile_of_sorted;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compare::{Comparison, MetricRow, PairedRow, RequestCounts},
+    compare::{Comparison, E2eParts, MetricRow, PairedRow, RequestCounts},
     metrics::{Metric, RunMetrics, Stat},
     suite::Role,
 };
@@ -40,6 +40,9 @@ pub struct CaseResult {
     /// Errors request by request.
     #[serde(default)]
     pub paired: Vec<PairedRow>,
+    /// The end-to-end time in its parts; none when it failed.
+    #[serde(default)]
+    pub e2e_parts: Option<E2eParts>,
     /// How requests ended; none when it failed.
     #[serde(default)]
     pub requests: Option<RequestCounts>,
@@ -70,8 +73,8 @@ impl CaseResult {
     /// A case that was compared.
     #[must_use]
     pub fn compared(name: impl Into<String>, role: Role, comparison: Comparison) -> Self {
-        let Comparison { metrics, paired, requests, real, sim } = comparison;
-        let mut notes = Vec::new();
+        let Comparison { metrics, paired, e2e_parts, requests, real, sim } = comparison;
+        let mut notes: Vec<_> = e2e_parts.iter().filter_map(E2eParts::cancellation).collect();
         let unfinished = |o: &crate::metrics::Outcomes| o.rejected + o.incomplete;
         if requests.real.iter().chain([&requests.sim]).any(|o| unfinished(o) > 0) {
             let real: Vec<_> = requests.real.iter().map(|o| unfinished(o).to_string()).collect();
@@ -89,6 +92,7 @@ impl CaseResult {
             coverage: BTreeMap::new(),
             role,
             paired,
+            e2e_parts,
             requests: Some(requests),
             simulate_ms: None,
             host_share: None,
@@ -108,6 +112,7 @@ impl CaseResult {
             coverage: BTreeMap::new(),
             role,
             paired: Vec::new(),
+            e2e_parts: None,
             requests: None,
             simulate_ms: None,
             host_share: None,
@@ -289,7 +294,11 @@ mod tests {
             "sim_min_ms",
             "sim_max_ms",
             "error_pct",
+            "error_low_pct",
+            "error_high_pct",
+            "noise_pct",
             "inside_band",
+            "bands_na_reason",
         ];
         let mut expected: Vec<_> = keys.to_vec();
         expected.sort_unstable();

@@ -12,6 +12,10 @@
 //! gpu = "a100-sxm4-80gb"                         # predict this GPU from the bundle's; optional
 //! host_runs = ["runs/a/short"]                    # runs that pin the speed of the host; optional
 //! requests = [4, 5, 6, 7]                        # judge only these; optional
+//!
+//! [case.tolerance]                                # what `check` allows, over the suite's own [tolerance]; optional
+//! ttft.p50 = 8.0                                  # at most 8 % in size
+//! itl = { p50 = "band", p99 = { pct = 10.0, or_band = true } }
 //! ```
 
 use std::{
@@ -21,6 +25,8 @@ use std::{
 
 use plumbline_schema::{Deployment, EngineMode, GpuSpec, InputError, Location, ModelSpec, files::read_text};
 use serde::{Deserialize, Serialize};
+
+use crate::check::tolerance::{ToleranceMap, Tolerances};
 
 /// Whether a case says anything about cases not seen before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,6 +98,8 @@ pub struct Case {
     pub requests: Option<BTreeSet<u64>>,
     /// Real runs that say how fast the host is on which the case's real runs were made; empty to take the profile's.
     pub host_runs: Vec<PathBuf>,
+    /// How large its errors may be; for `check` alone.
+    pub tolerances: Tolerances,
 }
 
 /// Cases in the order of the file.
@@ -107,6 +115,8 @@ pub struct Suite {
 #[serde(deny_unknown_fields)]
 struct SuiteFile {
     case: Vec<CaseFile>,
+    #[serde(default)]
+    tolerance: ToleranceMap,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +135,8 @@ struct CaseFile {
     requests: Option<BTreeSet<u64>>,
     #[serde(default)]
     host_runs: Vec<String>,
+    #[serde(default)]
+    tolerance: ToleranceMap,
 }
 
 impl Suite {
@@ -158,14 +170,14 @@ impl Suite {
                 let found = format!("{:?} again", case.name);
                 return Err(InputError::invalid(path, key, "a name of its own", found));
             }
-            cases.push(case.resolve(path, data_dir)?);
+            cases.push(case.resolve(path, data_dir, &file.tolerance)?);
         }
         Ok(Self { path: path.into(), cases })
     }
 }
 
 impl CaseFile {
-    fn resolve(self, suite: &Path, data_dir: &Path) -> Result<Case, InputError> {
+    fn resolve(self, suite: &Path, data_dir: &Path, tolerance: &ToleranceMap) -> Result<Case, InputError> {
         let name = self.name;
         let invalid = |key: &str, expected: &str, found: String| {
             let location = Location::Key(format!("case {name:?}.{key}"));
@@ -213,6 +225,7 @@ impl CaseFile {
             gpu,
             requests: self.requests,
             host_runs,
+            tolerances: Tolerances::new(self.tolerance, tolerance.clone()),
             name,
         })
     }

@@ -249,3 +249,61 @@ fn simulations_are_summed_up_by_their_median_and_range() {
     assert_eq!((row.sim_min_ms, row.sim_ms, row.sim_max_ms), (one(10), one(20), one(30)));
     assert!(matches!(compare_requests(&[spaced(20, 10)], &[], None), Err(CompareError::NoSimulatedRun)));
 }
+
+#[test]
+fn paired_errors_keep_their_sign() {
+    let tokens = |arrival: u64, ttft: u64| [(arrival + ttft) * MS, (arrival + ttft + 10) * MS];
+    let make = |ttfts: [u64; 4]| {
+        let requests =
+            (0..4u64).zip(ttfts).map(|(id, ttft)| request(id, id * 500 * MS, &tokens(id * 500, ttft)));
+        run(requests.collect()).with_tokens()
+    };
+    // -20, -10, +10 and -40 %.
+    let comparison = compare(&[make([10, 10, 10, 10])], &make([8, 9, 11, 6])).unwrap();
+    let ttft = &comparison.paired[0];
+    assert_eq!(ttft.n, 4);
+    let close = |found: Option<f64>, expected: f64| {
+        assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}, expected {expected}");
+    };
+    close(ttft.median_error_pct, -15.0);
+    close(ttft.median_abs_error_pct, 15.0);
+    close(ttft.p90_abs_error_pct, 34.0);
+    close(ttft.share_too_short, 0.75);
+}
+
+#[test]
+fn parts_of_opposite_sign_that_cancel_in_the_total_are_named() {
+    // 20 ms and two gaps of 10; 26 ms and two gaps of 7.
+    let sim = {
+        let tokens = |start: u64| [0, 1, 2].map(|i| (start + 26) * MS + i * 7 * MS);
+        run(vec![request(0, 0, &tokens(0)), request(1, 500 * MS, &tokens(500))]).with_tokens()
+    };
+    let parts = compare(&[spaced(20, 10)], &sim).unwrap().e2e_parts.unwrap();
+    assert_eq!((parts.real_prefill_ms, parts.real_decode_ms), (20.0, 20.0));
+    assert_eq!((parts.prefill_pct, parts.decode_pct, parts.total_pct), (15.0, -15.0, 0.0));
+    assert!(parts.cancels);
+    assert_eq!(
+        parts.cancellation().as_deref(),
+        Some("prefill +15.0 % and decode -15.0 % of the real E2E cancel: its mean is off by +0.0 % only")
+    );
+    let same_sign = compare(&[spaced(20, 10)], &spaced(22, 11)).unwrap().e2e_parts.unwrap();
+    assert_eq!((same_sign.cancels, same_sign.total_pct), (false, 10.0));
+}
+
+#[test]
+fn a_shifted_clock_is_named() {
+    let mut late = spaced(20, 10);
+    for request in &mut late.requests {
+        request.arrival_time_ns.0 += 3_500_000_000;
+        request.first_token_time_ns.as_mut().unwrap().0 += 3_500_000_000;
+        request.completion_time_ns.as_mut().unwrap().0 += 3_500_000_000;
+    }
+    let error = compare(&[spaced(20, 10), late.clone()], &spaced(20, 10)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "real run 2: every arrival_time_ns is 3500 ms later than in real run 1: its clock is shifted; expected times \
+         from the same start of the workload"
+    );
+    let error = compare(&[late], &spaced(20, 10)).unwrap_err().to_string();
+    assert!(error.starts_with("the simulated run: every arrival_time_ns is 3500 ms earlier"), "{error}");
+}

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What marks a folder as a report.
-const MARKER: &str = "results.json";
+pub(crate) const MARKER: &str = "results.json";
 
 /// Everything a report folder holds; a folder with anything else is not replaced.
 const ENTRIES: [&str; 5] = [MARKER, "summary.md", "report.html", "tables", "figs"];

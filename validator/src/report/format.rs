@@ -45,6 +45,23 @@ pub(super) fn range(row: &MetricRow, num_repeats: usize) -> String {
     }
 }
 
+/// The noise floor, `±2.4 %`; a single run has none.
+pub(super) fn noise(row: &MetricRow) -> String {
+    match (row.noise_pct, row.error_pct) {
+        (Some(noise), _) => format!("±{noise:.1} %"),
+        (None, Some(_)) => "1 run".into(),
+        (None, None) => "n/a".into(),
+    }
+}
+
+/// The 95 % interval of the error: `-14.1..-10.2 %`.
+pub(super) fn interval(row: &MetricRow) -> String {
+    match (row.error_low_pct, row.error_high_pct) {
+        (Some(low), Some(high)) => format!("{low:+.1}..{high:+.1} %"),
+        _ => "n/a".into(),
+    }
+}
+
 /// A case's shares of operator time by provenance, largest first: `interpolated 96 %, measured 4 %`; none
 /// when not known.
 pub(super) fn coverage(case: &CaseResult) -> Option<String> {

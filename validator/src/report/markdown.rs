@@ -29,8 +29,14 @@ pub(super) fn render(result: &SuiteResult) -> String {
         }
     }
     text.push_str("\n## Cases\n\n");
-    text.push_str("| case | metric | stat | n | real ms | repeats | simulated ms | error | band |\n");
-    text.push_str("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | :---: |\n");
+    text.push_str(
+        "The noise floor is half of the range of the real repeats in percent of their median; the interval holds the error \
+         of 95 % of the resamples of requests, repeats and simulations.\n\n",
+    );
+    text.push_str(
+        "| case | metric | stat | n | real ms | repeats | noise | simulated ms | error | interval | band |\n",
+    );
+    text.push_str("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :---: |\n");
     for case in result.cases_by_role().filter(|c| c.status == CaseStatus::Ok) {
         rows(&mut text, case);
     }
@@ -48,16 +54,55 @@ pub(super) fn render(result: &SuiteResult) -> String {
             writeln!(text, "| {} | {} | {host} | {coverage} | {wall} |", cell(&case.name), case.role.title());
     }
     text.push_str("\n## Request by request\n\n");
-    text.push_str("Median over requests of the absolute error of each request's own value.\n\n");
-    text.push_str("| case | metric | requests | median absolute error |\n| --- | --- | ---: | ---: |\n");
+    text.push_str("Errors of each request's own value; a request is too short when it is simulated faster than it was.\n\n");
+    text.push_str(
+        "| case | metric | requests | median error | median absolute | p90 absolute | too short |\n",
+    );
+    text.push_str("| --- | --- | ---: | ---: | ---: | ---: | ---: |\n");
     for case in result.cases_by_role() {
         for row in &case.paired {
-            let error = row.median_abs_error_pct.map_or_else(|| "n/a".into(), |e| format!("{e:.1} %"));
-            let _ = writeln!(text, "| {} | {} | {} | {error} |", cell(&case.name), row.metric.title(), row.n);
+            let pct = |value: Option<f64>| value.map_or_else(|| "n/a".into(), |e| format!("{e:.1} %"));
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} |",
+                cell(&case.name),
+                row.metric.title(),
+                row.n,
+                row.median_error_pct.map_or_else(|| "n/a".into(), format::signed_pct),
+                pct(row.median_abs_error_pct),
+                pct(row.p90_abs_error_pct),
+                row.share_too_short.map_or_else(|| "n/a".into(), |share| format!("{:.0} %", 100.0 * share)),
+            );
         }
     }
+    e2e_parts(&mut text, result);
     notes(&mut text, result);
     text
+}
+
+/// A total never without its parts.
+fn e2e_parts(text: &mut String, result: &SuiteResult) {
+    text.push_str("\n## End to end in its parts\n\n");
+    text.push_str(
+        "Mean time to the first token (prefill) and from there to the last (decode); errors in percent of the real \
+         end-to-end time, so that they add up.\n\n",
+    );
+    text.push_str("| case | real prefill ms | real decode ms | prefill | decode | end to end |\n");
+    text.push_str("| --- | ---: | ---: | ---: | ---: | ---: |\n");
+    for case in result.cases_by_role() {
+        let Some(parts) = &case.e2e_parts else { continue };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {}{} |",
+            cell(&case.name),
+            format::ms(parts.real_prefill_ms),
+            format::ms(parts.real_decode_ms),
+            format::signed_pct(parts.prefill_pct),
+            format::signed_pct(parts.decode_pct),
+            format::signed_pct(parts.total_pct),
+            if parts.cancels { ", parts cancel" } else { "" },
+        );
+    }
 }
 
 fn rows(text: &mut String, case: &CaseResult) {
@@ -69,15 +114,17 @@ fn rows(text: &mut String, case: &CaseResult) {
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {band} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {band} |",
             cell(&case.name),
             row.metric.title(),
             row.stat,
             row.n,
             format::ms_or_na(row.real_ms),
             format::range(row, case.num_repeats()),
+            format::noise(row),
             format::ms_or_na(row.sim_ms),
             row.error_pct.map_or_else(|| "n/a".into(), format::signed_pct),
+            format::interval(row),
         );
     }
 }
@@ -95,7 +142,7 @@ fn notes(text: &mut String, result: &SuiteResult) {
 }
 
 /// Text that stays inside its table cell and its line.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
@@ -105,14 +152,14 @@ mod tests {
     use crate::testing::suite_result;
 
     #[test]
-    fn held_out_cases_stand_before_fitted_ones_and_every_row_has_nine_cells() {
+    fn held_out_cases_stand_before_fitted_ones_and_every_row_has_eleven_cells() {
         let text = render(&suite_result());
         let held_out = text.find("| llama3-8b-graph/static-b128-p256 | TTFT").unwrap();
         assert!(held_out < text.find("| seed &lt;fit>").unwrap());
-        let table = text.split("## Cases\n\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let table = text.split("## Cases\n\n").nth(1).unwrap().split("\n\n").nth(1).unwrap();
         assert_eq!(table.lines().count(), 2 + 3 * 16);
-        assert!(table.lines().all(|line| line.matches('|').count() == 10), "{table}");
-        assert!(text.contains("| llama3-8b-graph/static-b128-p256 | TTFT | p50 | 101 | 20.50 | 20.00..21.00 | 18.00 | -12.2 % | ✗ |"));
+        assert!(table.lines().all(|line| line.matches('|').count() == 12), "{table}");
+        assert!(text.contains("| llama3-8b-graph/static-b128-p256 | TTFT | p50 | 101 | 20.50 | 20.00..21.00 | ±2.4 % | 18.00 | -12.2 % |"));
         assert!(text.contains("| interpolated 97 %, extrapolated 3 % | 18.0 ms |"), "{text}");
         assert!(text.contains("- broken: runs/none: no such file"));
     }

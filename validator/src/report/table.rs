@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, ContentLineStyle, LineStyle, Table, TableStyle}
 
 use super::format;
 use crate::{
+    compare::E2eParts,
     metrics::{Metric, Stat},
     results::{CaseResult, CaseStatus, SuiteResult},
     suite::Role,
@@ -51,7 +52,7 @@ fn table_of(cases: &[&CaseResult]) -> String {
         .content_lines(ContentLineStyle::none());
     table.load_style(style);
     table.set_header([
-        "case", "metric", "real p50", "repeats", "sim p50", "error", "real p99", "sim p99", "error",
+        "case", "metric", "real p50", "noise", "sim p50", "error", "real p99", "sim p99", "error",
     ]);
     for case in cases {
         for (i, metric) in Metric::ALL.into_iter().enumerate() {
@@ -72,7 +73,7 @@ fn row(case: &CaseResult, metric: Metric, name: String) -> Vec<String> {
     let mut cells = vec![name, metric.title().into()];
     let Some(p50) = case.row(metric, Stat::P50) else { return cells };
     cells.push(format::ms_or_na(p50.real_ms));
-    cells.push(format::range(p50, case.num_repeats()));
+    cells.push(format::noise(p50));
     cells.push(format::ms_or_na(p50.sim_ms));
     cells.push(format::error_with_mark(p50));
     if let Some(p99) = case.row(metric, Stat::P99) {
@@ -102,6 +103,11 @@ fn summary_lines(result: &SuiteResult) -> String {
             let _ = writeln!(text, "  {:<5}{}", metric.title(), format::error_summary(summary));
         }
     }
+    for case in result.cases_by_role() {
+        if let Some(hidden) = case.e2e_parts.as_ref().and_then(E2eParts::cancellation) {
+            let _ = writeln!(text, "{}: {hidden}", case.name);
+        }
+    }
     let summary = &result.summary;
     let _ = write!(
         text,
@@ -113,7 +119,7 @@ fn summary_lines(result: &SuiteResult) -> String {
     if let Some(longest) = summary.max_simulate_ms {
         let _ = write!(text, "; longest simulation {longest:.1} ms");
     }
-    text += "\n✓ inside the range of the real repeats widened by 5 %, ✗ outside; n/a: too few samples, or not recorded\n";
+    text += "\n✓ inside the range of the real repeats widened by 5 %, ✗ outside; noise: half of that range; n/a: too few\n  samples, or not recorded\n";
     text
 }
 
@@ -138,7 +144,8 @@ mod tests {
         let row = text.lines().find(|line| line.contains("TTFT") && line.contains("llama3")).unwrap();
         let cells: Vec<_> = row.split_whitespace().collect();
         assert_eq!(cells[0], "llama3-8b-gr…tic-b128-p256");
-        assert_eq!(&cells[1..6], ["TTFT", "20.50", "20.00..21.00", "18.00", "-12.2"], "{row}");
+        assert_eq!(&cells[1..6], ["TTFT", "20.50", "±2.4", "%", "18.00"], "{row}");
+        assert!(row.contains("-12.2 % ✗"), "{row}");
         assert!(row.contains("✗"));
         assert!(text.contains("failed: broken: runs/none: no such file"));
         assert!(text.contains("3 of 4 cases judged in 0.25 s; longest simulation 18.0 ms"), "{text}");
