@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod predictor;
 pub mod samples;
 pub mod stats;
+pub mod surface;
 pub mod verify;
 
 mod parallel;
@@ -43,4 +44,5 @@ pub use predictor::{
 };
 pub use samples::{CacheState, Sample, StopReason};
 pub use stats::TimeStats;
+pub use surface::SurfaceDiff;
 pub use verify::VerifyReport;

@@ -9,6 +9,8 @@ mod bundle_import;
 mod bundle_judge;
 mod bundle_lint;
 mod calibrate;
+mod check;
+mod check_bundle;
 mod compare;
 mod explain;
 mod generate;
@@ -50,6 +52,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Validate(validate::Args),
+    Check(check::Args),
     Profile(profile::Args),
     Train(train::Args),
     Bundle(bundle::Args),
@@ -73,6 +76,7 @@ impl Cli {
         let output = Output { json: self.json, quiet: self.quiet };
         match &self.command {
             Command::Validate(args) => validate::run(args, output),
+            Command::Check(args) => check::run(args, output),
             Command::Profile(args) => profile::run(args, output),
             Command::Train(args) => train::run(args, output),
             Command::Bundle(args) => bundle::run(args, output),

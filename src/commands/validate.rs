@@ -1,7 +1,7 @@
 //! `plumb validate`: the main job.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -36,6 +36,13 @@ pub struct Args {
     #[arg(long)]
     list: bool,
 
+    #[command(flatten)]
+    simulation: SimulationArgs,
+}
+
+/// How cases are simulated.
+#[derive(Debug, clap::Args)]
+pub struct SimulationArgs {
     /// What to do about shapes outside of what was measured
     #[arg(long, value_enum, default_value_t = OutOfDomainArg::Extrapolate)]
     out_of_domain: OutOfDomainArg,
@@ -58,26 +65,13 @@ pub struct Args {
 /// # Errors
 /// When the suite cannot be used, no case can be judged, or the report cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
-    let suite = suite(args)?;
+    let suite = load_suite(args.suite.as_deref(), &args.case)?;
     if args.list {
         let names: Vec<_> = suite.cases.iter().map(|case| case.name.as_str()).collect();
         output.print(&names, || names.join("\n"))?;
         return Ok(Exit::Fine);
     }
-    let options = ValidateOptions {
-        seed: args.seed,
-        simulations: args.simulations,
-        residuals: args.residuals.into(),
-        out_of_domain: args.out_of_domain.into(),
-    };
-    let total = suite.cases.len() as u64;
-    let bar = output.bar(total);
-    let done = AtomicU64::new(0);
-    let result = validate(&suite, &options, &|case| {
-        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-        bar.set(done, total, &case.name);
-    });
-    drop(bar);
+    let result = simulate_and_compare(&suite, &args.simulation, output);
     let failures = failures(&result);
     if result.cases.iter().all(|case| case.status == CaseStatus::Failed) {
         if output.json {
@@ -94,20 +88,40 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     }
 }
 
-/// The suite, less the cases that were not asked for.
-fn suite(args: &Args) -> Result<Suite, Failure> {
-    let mut suite = if let Some(path) = &args.suite {
+/// Runs every case, with progress on stderr.
+pub(super) fn simulate_and_compare(suite: &Suite, args: &SimulationArgs, output: Output) -> SuiteResult {
+    let options = ValidateOptions {
+        seed: args.seed,
+        simulations: args.simulations,
+        residuals: args.residuals.into(),
+        out_of_domain: args.out_of_domain.into(),
+    };
+    let total = suite.cases.len() as u64;
+    let bar = output.bar(total);
+    let done = AtomicU64::new(0);
+    validate(suite, &options, &|case| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        bar.set(done, total, &case.name);
+    })
+}
+
+/// The suite, or the shipped one, less the cases whose names hold none of the texts of `case`; all without a text.
+///
+/// # Errors
+/// When the suite cannot be read, or no case is left.
+pub(super) fn load_suite(path: Option<&Path>, case: &[String]) -> Result<Suite, Failure> {
+    let mut suite = if let Some(path) = path {
         // Bundles by name need the shipped data; a suite of paths does not.
         Suite::load(path, &data::folder().unwrap_or_default())?
     } else {
         let data = data::folder()?;
         Suite::load(&data.join("suite.toml"), &data)?
     };
-    let is_wanted = |name: &str| args.case.is_empty() || args.case.iter().any(|text| name.contains(text));
+    let is_wanted = |name: &str| case.is_empty() || case.iter().any(|text| name.contains(text));
     let names: Vec<_> = suite.cases.iter().map(|case| case.name.clone()).collect();
     suite.cases.retain(|case| is_wanted(&case.name));
     if suite.cases.is_empty() {
-        let text = format!("--case: expected part of a case's name, found {:?}", args.case);
+        let text = format!("--case: expected part of a case's name, found {case:?}");
         return Err(Failure::message(Exit::BadInput, text).with_hint(format!(
             "{} has {}",
             suite.path.display(),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use plumbline_schema::{
-    Deployment, EngineMode, ModelSpec, Operator, OperatorCall, OperatorShape, PrefillChunk, StepBatch,
-    forward_pass,
+    Deployment, EngineMode, GpuSpec, ModelSpec, Operator, OperatorCall, OperatorShape, PrefillChunk,
+    StepBatch, forward_pass,
 };
 use serde::Serialize;
 
@@ -64,19 +64,7 @@ pub(super) fn check(
     let mut coverage = Vec::new();
     let ranges = Ranges::of(&subject.tables);
     for model in models {
-        let steps = steps(model, subject, options);
-        let mut asked: BTreeMap<Operator, Vec<OperatorShape>> = BTreeMap::new();
-        let mut seen = HashSet::new();
-        for step in &steps {
-            // One GPU divides every model.
-            for OperatorCall { operator, shape, .. } in
-                forward_pass(model, &step.shape(), 1).unwrap_or_default()
-            {
-                if seen.insert((operator, shape)) {
-                    asked.entry(operator).or_default().push(shape);
-                }
-            }
-        }
+        let asked = launches(model, &subject.bundle.manifest.gpu, options);
         let of_operator = |(operator, shapes): (Operator, Vec<OperatorShape>)| {
             let mut found = OperatorCoverage {
                 operator,
@@ -111,6 +99,26 @@ pub(super) fn check(
         });
     }
     coverage
+}
+
+/// The different launches of the steps that an engine can form of a model on a GPU, by operator.
+pub(crate) fn launches(
+    model: &ModelSpec,
+    gpu: &GpuSpec,
+    options: &LintOptions,
+) -> BTreeMap<Operator, Vec<OperatorShape>> {
+    let mut asked: BTreeMap<Operator, Vec<OperatorShape>> = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for step in steps(model, gpu, options) {
+        // One GPU divides every model.
+        for OperatorCall { operator, shape, .. } in forward_pass(model, &step.shape(), 1).unwrap_or_default()
+        {
+            if seen.insert((operator, shape)) {
+                asked.entry(operator).or_default().push(shape);
+            }
+        }
+    }
+    asked
 }
 
 /// The models that are asked about; a remark for each that the bundle names and that is not known here.
@@ -168,10 +176,9 @@ impl Lengths {
 }
 
 /// Steps at and between the extremes of what an engine forms: prompts alone, decodes alone, both.
-fn steps(model: &ModelSpec, subject: &Subject, options: &LintOptions) -> Vec<StepBatch> {
+fn steps(model: &ModelSpec, gpu: &GpuSpec, options: &LintOptions) -> Vec<StepBatch> {
     let lengths = Lengths::of(model, options);
     let (max_tokens, max_seqs) = (options.max_num_tokens.max(1), options.max_num_seqs.max(1));
-    let gpu = &subject.bundle.manifest.gpu;
     // A model that does not fit is asked for its shortest contexts alone.
     let capacity = Deployment::defaults(model, gpu, EngineMode::Eager)
         .map_or(0, |deployment| u64::from(deployment.num_gpu_blocks) * u64::from(deployment.block_size));

@@ -19,6 +19,7 @@ mod trained;
 
 use plumbline_schema::{ModelSpec, Operator, Workload};
 
+pub(crate) use coverage::launches;
 pub use coverage::{ModelCoverage, OperatorCoverage};
 pub use grade::{Grade, Reason};
 pub use report::{Counts, Finding, LintReport, Rule, Severity};

@@ -127,6 +127,11 @@ impl Domain {
         &self.shapes[index * width..(index + 1) * width]
     }
 
+    /// The measured shapes with their median times in ns, by the model's numbers and then the batch's.
+    pub(crate) fn measured(&self) -> impl Iterator<Item = (&[u64], f64)> {
+        (0..self.len()).map(|i| (self.shape(i), self.time_ns[i]))
+    }
+
     /// Index of the first measured shape that does not lie before `values`.
     fn lower_bound(&self, operator: Operator, values: &[u64]) -> usize {
         let (mut low, mut high) = (0, self.len());
