@@ -127,7 +127,7 @@ impl SurfaceDiff {
         for (operator, shapes) in surface([old, new], [&old_predictors, &new_predictors]) {
             let (before, after) =
                 (answers(&old_predictors, operator, &shapes), answers(&new_predictors, operator, &shapes));
-            for (shape, (before, after)) in shapes.iter().zip(before.into_iter().zip(after)) {
+            for (shape, (before, after)) in shapes.iter().zip(before.iter().zip(&after)) {
                 diff.add(operator, shape, before, after);
             }
         }
@@ -148,7 +148,7 @@ impl SurfaceDiff {
         self.operators.values().any(|operator| operator.num_old_ok > 0)
     }
 
-    fn add(&mut self, operator: Operator, shape: &[u64], before: Answer, after: Answer) {
+    fn add(&mut self, operator: Operator, shape: &[u64], before: &Answer, after: &Answer) {
         let counts = self.operators.entry(operator).or_default();
         let (was_ok, is_ok) = (before.state == State::Ok, after.state == State::Ok);
         counts.num_points += 1;

@@ -20,7 +20,7 @@ use crate::{
     output::{Output, Table, Text},
 };
 
-/// Let a change pass, or not: judge a suite by its tolerances and against an earlier result
+/// Gate a change: judge a suite by its tolerances and against an earlier result
 ///
 /// Every case is simulated and compared with its real runs, as by `plumb validate`. A number fails when it is outside of the
 /// tolerance that the suite gives it ([tolerance] and [case.tolerance]), or when its error is worse than the baseline's by
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "POINTS", default_value_t = DEFAULT_MIN_CHANGE_PCT, value_parser = parse_points)]
     min_change_pct: f64,
 
-    /// JUnit XML file to write
+    /// `JUnit` XML file to write
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 

@@ -15,9 +15,9 @@ use crate::{data, exit::Exit, failure::Failure, output::Output};
 
 /// Simulate every case of a suite, compare it with its real runs, write a report
 ///
-/// The table shows p50 of TTFT, ITL, TPOT and E2E: real (median over repeats), simulated, signed error, and the band of
-/// the real repeats widened by 5 %. Exit codes: 0 when every case could be judged, 5 when some could not, 2 when none
-/// could.
+/// The table shows p50 of TTFT, ITL, TPOT and E2E: real (median over repeats), the noise floor (half of the repeats' range),
+/// simulated, signed error, and whether that lies in the band, the range of the repeats widened by 5 %. Exit codes: 0 when
+/// every case could be judged, 5 when some could not, 2 when none could.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Suite: a TOML file. Without it, the shipped one

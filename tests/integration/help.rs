@@ -15,6 +15,7 @@ fn help_texts_are_as_reviewed() {
     check(&[]);
     for verb in [
         "validate",
+        "check",
         "profile",
         "train",
         "bundle",

@@ -2,8 +2,10 @@
 
 mod bad_input;
 mod bundle_diff;
+mod check;
 mod clusters;
 mod efficiency;
+mod faults;
 mod fixture;
 mod help;
 mod host;

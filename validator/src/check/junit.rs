@@ -1,4 +1,4 @@
-//! The report as JUnit XML, which every CI system shows.
+//! The report as `JUnit` XML, which every CI system shows.
 
 use quick_junit::{NonSuccessKind, Report, SerializeError, TestCase, TestCaseStatus, TestSuite};
 

@@ -49,9 +49,10 @@ impl TryFrom<ToleranceFile> for Tolerance {
 
     fn try_from(file: ToleranceFile) -> Result<Self, String> {
         let tolerance = match file {
-            ToleranceFile::Pct(pct) => Self::Pct(pct),
             ToleranceFile::Word(BandWord::Band) => Self::Band,
-            ToleranceFile::Table(ToleranceTable { pct, or_band: false }) => Self::Pct(pct),
+            ToleranceFile::Pct(pct) | ToleranceFile::Table(ToleranceTable { pct, or_band: false }) => {
+                Self::Pct(pct)
+            }
             ToleranceFile::Table(ToleranceTable { pct, or_band: true }) => Self::PctOrBand(pct),
         };
         match tolerance {
