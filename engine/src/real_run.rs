@@ -4,8 +4,8 @@ use std::{path::Path, sync::atomic::AtomicBool};
 
 use plumbline_profiler::host::{HostReport, cpu_model};
 use plumbline_schema::{
-    HostInfo, HostScore, InputError, Nanos, Run, RunConduct, RunInfo, RunKind, StepPhases, WarmUp, Workload,
-    files::write_csv,
+    BF16_NAME, Environment, HostInfo, HostScore, InputError, Nanos, Run, RunConduct, RunInfo, RunKind,
+    StepPhases, WarmUp, Workload, files::write_csv,
 };
 use plumbline_simulator::{
     SchedulerKind,
@@ -75,6 +75,11 @@ pub fn serve_workload(
         found: error.to_string(),
     })?;
     let device_name = engine.gpu_name().to_owned();
+    let environment = Environment {
+        model: Some(engine.model().clone()),
+        dtype: Some(BF16_NAME.to_owned()),
+        ..Environment::default()
+    };
     let before = HostReport::measure().single_thread_score;
     let executor = EngineExecutor::new(engine, options.sampling, stop);
     let executor = if options.keeps_outputs { executor.keeping_outputs() } else { executor };
@@ -138,6 +143,7 @@ pub fn serve_workload(
             host: Some(HostInfo { cpu_model: Some(cpu_model()), single_thread_score: before }),
             host_factor: None,
             conduct: Some(conduct),
+            environment: Some(environment),
         },
         tokens: served.requests.iter().flat_map(|outcome| token_rows(outcome, &step_log.step_ends)).collect(),
         requests: served.requests.iter().map(|outcome| request_row(outcome, BACKEND)).collect(),

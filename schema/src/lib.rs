@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod deployment;
+pub mod environment;
 pub mod error;
 pub mod files;
 pub mod forward;
@@ -22,6 +23,7 @@ pub mod workload;
 
 pub use batch::{AttentionLoad, BatchShape, PrefillChunk, StepBatch};
 pub use deployment::{CudagraphMode, Deployment, EngineMode};
+pub use environment::{BF16_NAME, Environment};
 pub use error::{InputError, Location};
 pub use forward::{OperatorCall, forward_pass};
 pub use gpu::GpuSpec;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     batch::StepBatch,
     deployment::Deployment,
+    environment::Environment,
     error::{InputError, Location},
     files::{plain_or_zst, read_csv, read_json, write_json},
     host::{HostFactorUsed, HostInfo},
@@ -63,6 +64,9 @@ pub struct RunInfo {
     /// How the run went; of this project's own engine only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conduct: Option<RunConduct>,
+    /// Model, dtype and versions; `None` when none is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 /// How a real run went, for whoever doubts it.
@@ -111,10 +115,18 @@ pub struct WarmUp {
 }
 
 /// What an `engine.json` may say besides the deployment.
-#[derive(Debug, Deserialize)]
-struct EngineHost {
+#[derive(Debug, Default, Deserialize)]
+struct EngineExtras {
     #[serde(default)]
     host: Option<HostInfo>,
+    #[serde(default)]
+    gpu: Option<String>,
+    #[serde(default)]
+    dtype: Option<String>,
+    #[serde(default)]
+    engine_version: Option<String>,
+    #[serde(default)]
+    driver_version: Option<String>,
 }
 
 /// How a request ended.
@@ -378,22 +390,23 @@ fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, Inpu
     let beside = folder.join("engine.json");
     let above = folder.parent().map(|parent| parent.join("engine.json"));
     let engine_json = [Some(beside), above].into_iter().flatten().find(|path| path.exists());
-    let (deployment, host) = match engine_json {
+    let (deployment, extras) = match engine_json {
         Some(path) => {
             let deployment: Deployment = read_json(&path, "an engine.json")?;
             deployment.check().map_err(|(key, expected, found)| {
                 InputError::invalid(&path, Location::Key(key.into()), expected, found)
             })?;
-            let beside: EngineHost = read_json(&path, "an engine.json")?;
-            check_host(beside.host.as_ref(), &path)?;
-            (Some(deployment), beside.host)
+            let extras: EngineExtras = read_json(&path, "an engine.json")?;
+            check_host(extras.host.as_ref(), &path)?;
+            (Some(deployment), extras)
         }
-        None => (None, None),
+        None => (None, EngineExtras::default()),
     };
+    let EngineExtras { host, gpu, dtype, engine_version, driver_version } = extras;
     Ok(RunInfo {
         kind: RunKind::Real,
         engine: requests.first().map_or_else(String::new, |r| r.backend.clone()),
-        gpu: None,
+        gpu,
         deployment,
         workload_digest: None,
         bundle_digest: None,
@@ -401,6 +414,7 @@ fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, Inpu
         host,
         host_factor: None,
         conduct: None,
+        environment: Environment { model: None, dtype, engine_version, driver_version }.if_known(),
     })
 }
 

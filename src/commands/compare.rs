@@ -8,9 +8,10 @@ use std::{
 
 use plumbline_schema::{Run, StepBatch, StepRequests};
 use plumbline_simulator::replay::{ReplayReport, StepDifference, replay_folder};
-use plumbline_validator::{CaseResult, Role, SuiteResult, compare, render_table, write_report};
+use plumbline_validator::{CaseResult, Evidence, Role, SuiteResult, compare, render_table, write_report};
 use serde::Serialize;
 
+use super::strict;
 use crate::{
     exit::Exit,
     failure::Failure,
@@ -37,6 +38,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "replay_steps")]
     out: Option<PathBuf>,
 
+    /// Refuse, with exit code 2, unless every setting is known to match: model, KV blocks, budgets, engine, GPU, workload
+    #[arg(long, conflicts_with = "replay_steps")]
+    strict: bool,
+
     /// Does the scheduler, fed the real step starts, form the steps that the real engine formed?
     #[arg(long, conflicts_with_all = ["sim", "out"])]
     replay_steps: bool,
@@ -48,19 +53,25 @@ pub struct Args {
 /// When a run cannot be read, compared or replayed.
 pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     match (&args.sim, &args.out) {
-        (Some(sim), Some(out)) => compare_runs(&args.real, sim, out, output),
+        (Some(sim), Some(out)) => compare_runs(args, sim, out, output),
         _ => replay_steps(&args.real, output),
     }
 }
 
-fn compare_runs(real: &[PathBuf], sim: &Path, out: &Path, output: Output) -> Result<Exit, Failure> {
-    let real = real.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
+fn compare_runs(args: &Args, sim: &Path, out: &Path, output: Output) -> Result<Exit, Failure> {
+    let real = args.real.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
     let simulated = Run::read(sim)?;
     let started = Instant::now();
     let comparison = compare(&real, &simulated).map_err(|error| Failure::new(Exit::BadInput, error))?;
     let name = sim.display().to_string();
-    let case = CaseResult::compared(name, Role::HeldOut, comparison);
+    let folders = args.real.iter().map(|folder| folder.display().to_string()).collect();
+    let evidence = Evidence::of_runs(folders, name.clone(), &simulated);
+    let mut case = CaseResult::compared(name, Role::HeldOut, comparison).with_runs(&real, &simulated);
+    case.evidence = Some(evidence);
     let result = SuiteResult::new(vec![case], ns_to_ms(started.elapsed().as_nanos() as f64));
+    if args.strict {
+        strict::check(&result)?;
+    }
     write_report(&result, out)?;
     output.print(&result, || render_table(&result))?;
     output.note(format!("report in {}", out.display()));

@@ -19,6 +19,7 @@ mod profile;
 mod real;
 mod search;
 mod simulate;
+mod strict;
 mod train;
 mod train_transfer;
 mod validate;

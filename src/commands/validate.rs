@@ -9,7 +9,7 @@ use plumbline_validator::{
     CaseStatus, Suite, SuiteResult, ValidateOptions, render_table, validate, write_report,
 };
 
-use super::simulate::ResidualsArg;
+use super::{simulate::ResidualsArg, strict};
 use crate::engines::OutOfDomainArg;
 use crate::{data, exit::Exit, failure::Failure, output::Output};
 
@@ -35,6 +35,10 @@ pub struct Args {
     /// Print the names of the cases that would run, and run none
     #[arg(long)]
     list: bool,
+
+    /// Refuse, with exit code 2, unless every setting is known to match: model, KV blocks, budgets, engine, GPU, workload
+    #[arg(long)]
+    strict: bool,
 
     #[command(flatten)]
     simulation: SimulationArgs,
@@ -78,6 +82,9 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
             output.print(&result, String::new)?;
         }
         return Err(Failure::message(Exit::BadInput, failures.unwrap_or_default()));
+    }
+    if args.strict {
+        strict::check(&result)?;
     }
     write_report(&result, &args.out)?;
     output.print(&result, || render_table(&result))?;

@@ -8,17 +8,22 @@ pub mod calibrate;
 pub mod check;
 pub mod compare;
 pub mod explain;
+pub mod evidence;
 pub mod metrics;
 pub mod report;
 pub mod results;
+pub mod settings;
 pub mod suite;
 #[cfg(test)]
 mod testing;
+pub mod timeline;
 pub mod validate;
 
 pub use compare::{CompareError, Comparison, MetricRow, compare, compare_requests};
+pub use evidence::Evidence;
 pub use metrics::{Metric, RunMetrics, Stat, Unavailable};
-pub use report::{ReportError, render_table, write_report};
+pub use report::{ReportError, Waterfall, render_table, waterfall_svg, write_report};
 pub use results::{CaseResult, CaseStatus, SuiteResult, Summary};
+pub use settings::{Setting, Verdict};
 pub use suite::{Case, Role, Suite};
 pub use validate::{CaseError, ValidateOptions, validate};

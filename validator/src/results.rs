@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use plumbline_bundles::stats::percentile_of_sorted;
+use plumbline_schema::Run;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{Comparison, E2eParts, MetricRow, PairedRow, RequestCounts},
+    evidence::Evidence,
     metrics::{Metric, RunMetrics, Stat},
+    report::Waterfall,
+    settings::{Setting, settings},
     suite::Role,
+    timeline::Timeline,
 };
 
 /// Whether a case could be judged.
@@ -55,6 +60,18 @@ pub struct CaseResult {
     /// What a reader should know before trusting a number.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What must be the same on both sides, and whether it is; empty when it failed.
+    #[serde(default)]
+    pub settings: Vec<Setting>,
+    /// What the numbers rest on; none when it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+    /// How the difference comes about; none when it was not asked for. Not in the JSON.
+    #[serde(skip)]
+    pub waterfall: Option<Waterfall>,
+    /// Steps to be seen; none when none are recorded. Not in the JSON.
+    #[serde(skip)]
+    pub timeline: Option<Timeline>,
     /// The samples behind the numbers, for figures; not in the JSON.
     #[serde(skip)]
     pub samples: Option<Samples>,
@@ -97,8 +114,20 @@ impl CaseResult {
             simulate_ms: None,
             host_share: None,
             notes,
+            settings: Vec::new(),
+            evidence: None,
+            waterfall: None,
+            timeline: None,
             samples: Some(Samples { real, sim }),
         }
+    }
+
+    /// With what is known of the runs themselves: settings and steps.
+    #[must_use]
+    pub fn with_runs(mut self, real: &[Run], sim: &Run) -> Self {
+        self.settings = settings(real, sim);
+        self.timeline = real.first().and_then(|first| Timeline::busiest(first, sim));
+        self
     }
 
     /// A case that could not be judged.
@@ -117,6 +146,10 @@ impl CaseResult {
             simulate_ms: None,
             host_share: None,
             notes: Vec::new(),
+            settings: Vec::new(),
+            evidence: None,
+            waterfall: None,
+            timeline: None,
             samples: None,
         }
     }

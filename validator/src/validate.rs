@@ -10,7 +10,7 @@ use std::{
 use plumbline_bundles::{
     Bundle, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex, error::BundleError,
 };
-use plumbline_schema::{Deployment, GpuSpec, InputError, ModelSpec, Run, RunKind};
+use plumbline_schema::{Deployment, Environment, GpuSpec, InputError, ModelSpec, Run, RunKind};
 use plumbline_simulator::{
     BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions,
     replay::{ReplayError, served_workload},
@@ -23,7 +23,9 @@ use thiserror::Error;
 use crate::{
     calibrate::{CalibrateError, FitRun, host_factor},
     compare::{CompareError, compare_requests},
+    evidence::Evidence,
     results::{CaseResult, SuiteResult},
+    settings::{served_workload, simulated_environment},
     suite::{Case, EngineRef, KeyError, Role, Suite},
 };
 
@@ -109,12 +111,14 @@ pub fn validate(
 ) -> SuiteResult {
     let start = Instant::now();
     let machines = Machines::load(&suite.cases);
+    let base = suite.path.parent().unwrap_or(Path::new(""));
     let cases = suite
         .cases
         .par_iter()
         .map(|case| {
-            let result = run_case(case, &machines, options)
+            let mut result = run_case(case, &machines, options)
                 .unwrap_or_else(|error| CaseResult::failed(&case.name, case.role, error.to_string()));
+            result.evidence = result.evidence.map(|evidence| evidence.below(base));
             on_done(&result);
             result
         })
@@ -185,10 +189,12 @@ fn run_case(case: &Case, machines: &Machines, options: &ValidateOptions) -> Resu
         let (factor, steps, names) = (host.factor, host.num_steps, names.join(", "));
         notes.push(format!("host factor {factor:.2}, from {steps} steps of {names}"));
     }
+    let gpu = machine.predictors.gpu();
     let prediction = Prediction {
         model: &model,
+        environment: simulated_environment(&model, &profile, &machine.bundle, &gpu.name),
         profile: &profile,
-        gpu: machine.predictors.gpu(),
+        gpu,
         bundle_digest: machine.bundle.digest(),
         times,
     };
@@ -204,6 +210,7 @@ fn read_runs(folders: &[PathBuf]) -> Result<Vec<Run>, InputError> {
 /// What a case's simulation is made from, besides its workload and deployment.
 struct Prediction<'a, T> {
     model: &'a ModelSpec,
+    environment: Environment,
     profile: &'a EngineProfile,
     gpu: &'a GpuSpec,
     bundle_digest: &'a str,
@@ -223,14 +230,14 @@ fn judge<T: OperatorTimes>(
     let recorded = recorded.ok_or_else(|| CaseError::NoDeployment { run: folder.clone() })?;
     let deployment = case.deployment.apply(recorded)?;
     let workload = served_workload(first, folder)?;
+    let Prediction { model, environment, profile, gpu, bundle_digest, times } = prediction;
     let simulate_options = SimulateOptions {
         seed: options.seed,
         residuals: options.residuals,
-        gpu: Some(prediction.gpu.name.clone()),
+        gpu: Some(gpu.name.clone()),
         workload_digest: Some(sha256_hex(workload.canonical_text().as_bytes())),
-        bundle_digest: Some(prediction.bundle_digest.to_owned()),
+        bundle_digest: Some(bundle_digest.to_owned()),
     };
-    let Prediction { model, profile, gpu, times, .. } = prediction;
     let start = Instant::now();
     let mut step_time =
         StepTimeModel::new(model, times, profile, &deployment).map_err(SimulateError::StepTime)?;
@@ -243,13 +250,24 @@ fn judge<T: OperatorTimes>(
     }
     let simulate_ms = start.elapsed().as_secs_f64() * 1e3 / simulations.len() as f64;
 
-    let (runs, simulations): (Vec<_>, Vec<_>) =
+    let (mut runs, simulations): (Vec<_>, Vec<_>) =
         simulations.into_iter().map(|s| (s.run, (s.step_times, s.coverage, s.rejections))).unzip();
     let comparison = compare_requests(real, &runs, case.requests.as_ref())?;
-    let Some((step_times, shares, rejections)) = simulations.first() else {
+    let (Some(run), Some((step_times, shares, rejections))) = (runs.first_mut(), simulations.first()) else {
         return Err(CompareError::NoSimulatedRun.into());
     };
-    let mut result = CaseResult::compared(&case.name, case.role, comparison);
+    run.info.environment = Some(environment);
+    let mut result = CaseResult::compared(&case.name, case.role, comparison).with_runs(real, run);
+    let evidence = Evidence {
+        real_runs: case.real.iter().map(|folder| folder.display().to_string()).collect(),
+        bundle: case.bundle.file_name().map(|name| name.to_string_lossy().into_owned()),
+        bundle_digest: Some(bundle_digest.to_owned()),
+        gpu: Some(gpu.name.clone()),
+        num_simulations: count as u32,
+        seed: Some(options.seed),
+        ..Evidence::default()
+    };
+    result.evidence = Some(evidence.with_profile(profile));
     result.simulate_ms = Some(simulate_ms);
     result.host_share = host_share(step_times);
     result.coverage = coverage(shares);

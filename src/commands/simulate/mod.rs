@@ -28,7 +28,7 @@ use plumbline_simulator::{
     step_time::timeline::Span,
     times::{Edge, EdgeTimes},
 };
-use plumbline_validator::calibrate::host_factor;
+use plumbline_validator::{calibrate::host_factor, settings::simulated_environment};
 
 use self::{cluster_file::ClusterFile, report::Report};
 use crate::{
@@ -238,6 +238,13 @@ impl Scenario {
             None => Routing { router: router.unwrap_or_default(), kv_transfer: None },
         };
         let bundle_digest = groups[0].bundle.digest().to_owned();
+        let first = &groups[0];
+        let environment = simulated_environment(
+            &first.engines.model,
+            &first.engines.profile,
+            &first.bundle,
+            &first.gpu.name,
+        );
         let host =
             args.host.as_deref().map(|name| super::host::named(name, &groups[0].bundle)).transpose()?;
         let (mut kinds, mut gpus, mut used) = (Vec::new(), Vec::new(), None);
@@ -265,6 +272,7 @@ impl Scenario {
             host,
             host_factor: used,
             conduct: None,
+            environment: is_one.then_some(environment),
         };
         Ok(Self { kinds, gpus, routing, options, requests, info })
     }

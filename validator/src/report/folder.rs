@@ -14,11 +14,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::{figures, html, markdown};
+use super::{
+    figures::{self, Drawn, Figure},
+    html, markdown,
+};
 use crate::{
     compare::MetricRow,
     metrics::{Metric, Stat},
-    results::{CaseStatus, SuiteResult},
+    results::{CaseResult, CaseStatus, SuiteResult},
 };
 
 /// What marks a folder as a report.
@@ -45,12 +48,10 @@ pub enum ReportError {
     #[error(transparent)]
     Io(#[from] InputError),
     /// A figure cannot be drawn.
-    #[error("figure {metric} of case {case:?}: {reason}")]
+    #[error("a figure of case {case:?}: {reason}")]
     Figure {
         /// The case.
         case: String,
-        /// The metric.
-        metric: Metric,
         /// The reason.
         reason: String,
     },
@@ -118,42 +119,35 @@ fn check_target(target: &Path) -> Result<(), ReportError> {
 
 fn fill(result: &SuiteResult, folder: &Path) -> Result<(), ReportError> {
     let names = file_names(result.cases.iter().map(|case| case.name.as_str()));
-    let drawn: Vec<_> = result
-        .cases
-        .par_iter()
-        .map(|case| {
-            figures::DRAWN.map(|metric| {
-                figures::cdf_svg(case, metric).transpose().map_err(|reason| ReportError::Figure {
-                    case: case.name.clone(),
-                    metric,
-                    reason,
-                })
-            })
-        })
-        .collect();
-    let mut svgs: Vec<Vec<Option<String>>> = Vec::with_capacity(drawn.len());
-    for figures in drawn {
-        svgs.push(figures.into_iter().collect::<Result<_, _>>()?);
-    }
-    for ((case, name), svgs) in result.cases.iter().zip(&names).zip(&svgs) {
-        if case.status == CaseStatus::Ok {
-            let path = folder.join("tables").join(format!("{name}.csv"));
-            write_csv(&path, case.metrics.iter().map(CsvRow::from))?;
-        }
-        for (metric, svg) in figures::DRAWN.into_iter().zip(svgs) {
-            if let Some(svg) = svg {
-                write_text(&folder.join("figs").join(format!("{name}-{metric}.svg")), svg)?;
-            }
-        }
-    }
-    let figure = |case: usize, metric: Metric| {
-        let place = figures::DRAWN.iter().position(|m| *m == metric)?;
-        svgs[case][place].clone()
-    };
-    write_text(&folder.join("report.html"), &html::render(result, figure))?;
+    let cases: Vec<_> = result.cases.iter().zip(&names).collect();
+    let figures = cases
+        .into_par_iter()
+        .map(|(case, name)| fill_case(case, name, folder))
+        .collect::<Result<Vec<_>, _>>()?;
+    let files: Vec<_> =
+        names.iter().zip(&figures).map(|(name, figures)| html::CaseFiles { name, figures }).collect();
+    write_text(&folder.join("report.html"), &html::render(result, &files))?;
     write_text(&folder.join("summary.md"), &markdown::render(result))?;
     write_json(&folder.join(MARKER), result)?;
     Ok(())
+}
+
+/// Writes a case's tables and figures; a case that failed has none.
+fn fill_case(case: &CaseResult, name: &str, folder: &Path) -> Result<Vec<Figure>, ReportError> {
+    if case.status == CaseStatus::Failed {
+        return Ok(Vec::new());
+    }
+    let Drawn { figures, cdf, requests } = figures::draw(case)
+        .map_err(|error| ReportError::Figure { case: case.name.clone(), reason: error.to_string() })?;
+    let table = |kind: &str| folder.join("tables").join(format!("{name}{kind}.csv"));
+    write_csv(&table(""), case.metrics.iter().map(CsvRow::from))?;
+    write_csv(&table("-requests"), requests)?;
+    write_csv(&table("-cdf"), cdf)?;
+    write_csv(&table("-settings"), &case.settings)?;
+    for figure in &figures {
+        write_text(&folder.join("figs").join(format!("{name}-{}.svg", figure.key)), &figure.svg)?;
+    }
+    Ok(figures)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), InputError> {
@@ -239,13 +233,12 @@ mod tests {
         assert_eq!(names_in(&target), ["figs", "report.html", "results.json", "summary.md", "tables"]);
         assert_eq!(
             names_in(&target.join("tables")),
-            [
-                "llama3-8b-graph-static-b128-p256.csv",
-                "qwen3-0.6b-graph-conv-q8.csv",
-                "seed--fit-----quoted-.csv"
-            ]
+            ["llama3-8b-graph-static-b128-p256", "qwen3-0.6b-graph-conv-q8", "seed--fit-----quoted-"]
+                .map(|name| ["-cdf", "-requests", "-settings", ""].map(|kind| format!("{name}{kind}.csv")))
+                .concat()
         );
-        assert_eq!(names_in(&target.join("figs")).len(), 9);
+        // Four distributions and two scatter plots of each of three cases.
+        assert_eq!(names_in(&target.join("figs")).len(), 18);
         let back: SuiteResult = plumbline_schema::files::read_json(&target.join(MARKER), "results").unwrap();
         assert_eq!(back.summary, result.summary);
         let csv = fs::read_to_string(target.join("tables/llama3-8b-graph-static-b128-p256.csv")).unwrap();
@@ -253,6 +246,12 @@ mod tests {
         assert!(csv.starts_with(
             "metric,stat,n,real_ms,real_min_ms,real_max_ms,sim_ms,error_pct,inside_band,na_reason\n"
         ));
+        let requests = target.join("tables/llama3-8b-graph-static-b128-p256-requests.csv");
+        let requests = fs::read_to_string(requests).unwrap();
+        assert!(requests.starts_with(
+            "request_id,ttft_real_ms,ttft_sim_ms,tpot_real_ms,tpot_sim_ms,e2e_real_ms,e2e_sim_ms\n0,10.25,9.0,"
+        ));
+        assert_eq!(requests.lines().count(), 102);
         assert!(csv.contains("\nttft,p50,101,20.5,20.0,21.0,18.0,-12.19"), "{csv}");
     }
 
@@ -264,7 +263,7 @@ mod tests {
         write_report(&suite_result(), &target).unwrap();
         let only_one = SuiteResult::new(vec![suite_result().cases.remove(1)], 1.0);
         write_report(&only_one, &target).unwrap();
-        assert_eq!(names_in(&target.join("tables")), ["llama3-8b-graph-static-b128-p256.csv"]);
+        assert!(names_in(&target.join("tables")).iter().all(|name| name.starts_with("llama3-8b")));
         assert_eq!(names_in(parent.path()), ["report"]);
     }
 

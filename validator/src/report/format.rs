@@ -16,6 +16,11 @@ pub(super) fn ms(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// A difference in milliseconds, signed.
+pub(super) fn signed_ms(value: f64) -> String {
+    format!("{}{} ms", if value < 0.0 { "-" } else { "+" }, ms(value.abs()))
+}
+
 pub(super) fn ms_or_na(value: Option<f64>) -> String {
     value.map_or_else(|| "n/a".into(), ms)
 }
@@ -60,6 +65,16 @@ pub(super) fn interval(row: &MetricRow) -> String {
         (Some(low), Some(high)) => format!("{low:+.1}..{high:+.1} %"),
         _ => "n/a".into(),
     }
+}
+
+/// A setting's value; of a digest, its beginning, which tells it from any other.
+pub(super) fn setting_value(value: Option<&str>) -> String {
+    let is_digest = |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let shown = |part: &str| if is_digest(part) { format!("{}…", &part[..12]) } else { part.to_owned() };
+    value.map_or_else(
+        || "not recorded".into(),
+        |value| value.split(" / ").map(shown).collect::<Vec<_>>().join(" / "),
+    )
 }
 
 /// A case's shares of operator time by provenance, largest first: `interpolated 96 %, measured 4 %`; none

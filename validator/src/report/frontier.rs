@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::figures::{GRID, MsAxis, REAL, SIMULATED, SIZE, format_tick};
+use super::figures::{Axis, REAL, SIMULATED, SIZE, axis::format_tick, legend, mesh};
 
 /// Draws deployments as (cost per hour, requests per second), and the `front` among them, in order of cost.
 ///
@@ -16,15 +16,15 @@ pub fn frontier_svg(all: &[(f64, f64)], front: &[(f64, f64)]) -> Option<Result<S
 }
 
 /// The axis of one of the two numbers.
-fn axis(all: &[(f64, f64)], number: impl Fn(&(f64, f64)) -> f64) -> MsAxis {
+fn axis(all: &[(f64, f64)], number: impl Fn(&(f64, f64)) -> f64) -> Axis {
     let mut values: Vec<f64> = all.iter().map(number).collect();
     values.sort_by(f64::total_cmp);
-    MsAxis::spanning([values.as_slice()].into_iter())
+    Axis::spanning([values.as_slice()].into_iter())
 }
 
 fn draw(all: &[(f64, f64)], front: &[(f64, f64)]) -> Result<String, Box<dyn std::error::Error>> {
     let (costs, rates) = (axis(all, |point| point.0), axis(all, |point| point.1));
-    let scale = |axis: &MsAxis| if axis.is_log { " (log scale)" } else { "" };
+    let scale = |axis: &Axis| if axis.is_log { " (log scale)" } else { "" };
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -34,20 +34,9 @@ fn draw(all: &[(f64, f64)], front: &[(f64, f64)]) -> Result<String, Box<dyn std:
             .x_label_area_size(42)
             .y_label_area_size(54)
             .build_cartesian_2d(costs.clone(), rates.clone())?;
-        chart
-            .configure_mesh()
-            .x_desc(format!("cost per hour{}", scale(&costs)))
-            .y_desc(format!("requests/s within the limits{}", scale(&rates)))
-            .x_labels(7)
-            .y_labels(6)
-            .x_label_formatter(&|cost| format_tick(*cost))
-            .y_label_formatter(&|rate| format_tick(*rate))
-            .bold_line_style(GRID.mix(0.35))
-            .light_line_style(TRANSPARENT)
-            .axis_style(GRID)
-            .label_style(("sans-serif", 13))
-            .axis_desc_style(("sans-serif", 14))
-            .draw()?;
+        let titles = [("cost per hour", &costs), ("requests/s within the limits", &rates)];
+        let [x_title, y_title] = titles.map(|(title, axis)| format!("{title}{}", scale(axis)));
+        mesh(&mut chart, (&x_title, &y_title), (7, 6), &|rate| format_tick(*rate))?;
         let dots = all.iter().map(|&point| Circle::new(point, 4, REAL.mix(0.5).filled()));
         chart
             .draw_series(dots)?
@@ -58,13 +47,7 @@ fn draw(all: &[(f64, f64)], front: &[(f64, f64)]) -> Result<String, Box<dyn std:
             .draw_series(LineSeries::new(front.iter().copied(), line).point_size(4))?
             .label("no other beats")
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], line));
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .margin(12)
-            .legend_area_size(28)
-            .label_font(("sans-serif", 14))
-            .draw()?;
+        legend(&mut chart, SeriesLabelPosition::LowerRight)?;
         root.present()?;
     }
     Ok(svg)

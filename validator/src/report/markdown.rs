@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use super::format;
-use crate::results::{CaseResult, CaseStatus, SuiteResult};
+use crate::{
+    results::{CaseResult, CaseStatus, SuiteResult},
+    settings::{Setting, Verdict, count},
+};
 
 pub(super) fn render(result: &SuiteResult) -> String {
     let mut text = String::from("# Validation\n\n");
@@ -76,6 +79,7 @@ pub(super) fn render(result: &SuiteResult) -> String {
         }
     }
     e2e_parts(&mut text, result);
+    settings(&mut text, result);
     notes(&mut text, result);
     text
 }
@@ -126,6 +130,30 @@ fn rows(text: &mut String, case: &CaseResult) {
             row.error_pct.map_or_else(|| "n/a".into(), format::signed_pct),
             format::interval(row),
         );
+    }
+}
+
+/// The settings that are not known to match; those that are, counted.
+fn settings(text: &mut String, result: &SuiteResult) {
+    let matching: usize = result.cases.iter().map(|case| count(&case.settings, Verdict::Match)).sum();
+    let of_case = |case: &CaseResult| {
+        let name = cell(&case.name);
+        let others = case.settings.iter().filter(|setting| setting.verdict != Verdict::Match);
+        let row = |setting: &Setting| {
+            let [real, sim] =
+                [&setting.real, &setting.sim].map(|value| cell(&format::setting_value(value.as_deref())));
+            format!("| {name} | {} | {real} | {sim} | {} |\n", cell(&setting.setting), setting.verdict.name())
+        };
+        others.map(row).collect::<String>()
+    };
+    let rows: String = result.cases_by_role().map(of_case).collect();
+    if rows.is_empty() && matching == 0 {
+        return;
+    }
+    let _ = writeln!(text, "\n## Settings\n\nSettings that match on both sides: {matching}.");
+    if !rows.is_empty() {
+        text.push_str("\n| case | setting | real | simulated | verdict |\n| --- | --- | --- | --- | --- |\n");
+        text.push_str(&rows);
     }
 }
 

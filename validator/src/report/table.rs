@@ -9,6 +9,7 @@ use crate::{
     compare::E2eParts,
     metrics::{Metric, Stat},
     results::{CaseResult, CaseStatus, SuiteResult},
+    settings::{Setting, Verdict, count},
     suite::Role,
 };
 
@@ -108,6 +109,7 @@ fn summary_lines(result: &SuiteResult) -> String {
             let _ = writeln!(text, "{}: {hidden}", case.name);
         }
     }
+    text += &settings_lines(result);
     let summary = &result.summary;
     let _ = write!(
         text,
@@ -120,6 +122,32 @@ fn summary_lines(result: &SuiteResult) -> String {
         let _ = write!(text, "; longest simulation {longest:.1} ms");
     }
     text += "\n✓ inside the range of the real repeats widened by 5 %, ✗ outside; noise: half of that range; n/a: too few\n  samples, or not recorded\n";
+    text
+}
+
+/// The settings that do not match, and how many do.
+fn settings_lines(result: &SuiteResult) -> String {
+    let mut text = String::new();
+    let of = |verdict| result.cases.iter().map(|case| count(&case.settings, verdict)).sum::<usize>();
+    let [matching, mismatching, unknown] = [Verdict::Match, Verdict::Mismatch, Verdict::Unknown].map(of);
+    if matching + mismatching + unknown == 0 {
+        return text;
+    }
+    for case in result.cases_by_role() {
+        for setting in case.settings.iter().filter(|s| s.verdict == Verdict::Mismatch) {
+            let shown = Setting {
+                real: Some(format::setting_value(setting.real.as_deref())),
+                sim: Some(format::setting_value(setting.sim.as_deref())),
+                ..setting.clone()
+            };
+            let line = format!("MISMATCH: {}, {}", case.name, shown.describe());
+            let _ = writeln!(text, "{}", shorten(&line, TABLE_WIDTH));
+        }
+    }
+    let _ = writeln!(
+        text,
+        "settings: {matching} match, {mismatching} do not, {unknown} unknown (the report lists them)"
+    );
     text
 }
 
@@ -149,6 +177,27 @@ mod tests {
         assert!(row.contains("✗"));
         assert!(text.contains("failed: broken: runs/none: no such file"));
         assert!(text.contains("3 of 4 cases judged in 0.25 s; longest simulation 18.0 ms"), "{text}");
+    }
+
+    #[test]
+    fn settings_that_do_not_match_are_named_and_the_rest_counted() {
+        let mut result = suite_result();
+        assert!(!render_table(&result).contains("settings:"));
+        let setting = |name: &str, verdict| Setting {
+            setting: name.into(),
+            real: Some("38419".into()),
+            sim: Some("a".repeat(64)),
+            verdict,
+        };
+        result.cases[1].settings = vec![
+            setting("kv", Verdict::Mismatch),
+            setting("gpu", Verdict::Unknown),
+            setting("x", Verdict::Match),
+        ];
+        let text = render_table(&result);
+        assert!(text.contains("kv: real 38419, simulated aaaaaaaaaaaa…\n"), "{text}");
+        assert!(text.contains("settings: 1 match, 1 do not, 1 unknown"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= TABLE_WIDTH));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     metrics::{Metric, Stat},
     results::CaseStatus,
+    settings::{Setting, Verdict},
 };
 
 fn profile() -> EngineProfile {
@@ -51,8 +52,15 @@ fn gpu() -> GpuSpec {
 /// Judges `real` by the data sheet's times and [`profile`].
 fn judged(case: &Case, real: &[Run], options: &ValidateOptions) -> Result<CaseResult, CaseError> {
     let times = RooflineTimes { gpu: gpu(), overhead_ns: 2e3 };
-    let prediction =
-        Prediction { model: &model(), profile: &profile(), gpu: &gpu(), bundle_digest: "d", times };
+    let environment = Environment { model: Some(model()), ..Environment::default() };
+    let prediction = Prediction {
+        model: &model(),
+        environment,
+        profile: &profile(),
+        gpu: &gpu(),
+        bundle_digest: "d",
+        times,
+    };
     judge(case, real, prediction, options)
 }
 
@@ -148,6 +156,27 @@ fn what_is_not_like_with_like_is_noted() {
     case.role = Role::Fit;
     let notes = judged(&case, &[simulated(1, Residuals::None)], &quiet()).unwrap().notes;
     assert_eq!(notes, ["real run 1 is itself simulated"]);
+}
+
+#[test]
+fn a_halved_kv_capacity_and_a_swapped_model_are_named_by_the_settings() {
+    let not_matching = |case: &Case, real: &Run| -> Vec<String> {
+        let settings = judged(case, std::slice::from_ref(real), &quiet()).unwrap().settings;
+        settings.iter().filter(|s| s.verdict == Verdict::Mismatch).map(Setting::describe).collect()
+    };
+    let mut real = simulated(1, Residuals::None);
+    let blocks = real.info.deployment.as_ref().unwrap().num_gpu_blocks;
+    assert_eq!(not_matching(&case(""), &real), [""; 0]);
+    let halved = case(&format!("deployment = {{ num_gpu_blocks = {} }}", blocks / 2));
+    assert_eq!(
+        not_matching(&halved, &real),
+        [format!("num_gpu_blocks: real {blocks}, simulated {}", blocks / 2)]
+    );
+    real.info.deployment.as_mut().unwrap().model = "llama3-8b".into();
+    let named = not_matching(&case(""), &real);
+    assert_eq!(named.len(), 1);
+    assert!(named[0].starts_with("model: real llama3-8b (32 layers"), "{named:?}");
+    assert!(named[0].contains("simulated qwen3-0.6b (28 layers"), "{named:?}");
 }
 
 #[test]

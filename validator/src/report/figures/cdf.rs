@@ -1,0 +1,140 @@
+//! The cumulative distribution of a metric, real against simulated.
+
+use plotters::prelude::*;
+
+use super::{
+    Axis, DrawResult, Figure, REAL, SIMULATED, SIZE, Sorted, in_words, legend, mesh, quantile_ranks,
+};
+use crate::{compare::BAND_MARGIN, metrics::Metric};
+
+/// Every real repeat, their band and the simulated run.
+pub(super) fn figure(metric: Metric, sorted: &Sorted) -> DrawResult<Figure> {
+    let repeats = sorted.real.iter().map(|values| in_words(values)).collect::<Vec<_>>().join("; ");
+    Ok(Figure {
+        key: metric.name().to_owned(),
+        heading: "Distributions",
+        title: format!("Distribution of {}", metric.title()),
+        description: format!(
+            "Cumulative distribution of {}. Real: {repeats}. Simulated: {}.",
+            metric.title(),
+            in_words(&sorted.sim)
+        ),
+        note: None,
+        is_wide: false,
+        svg: draw(metric, sorted)?,
+    })
+}
+
+fn draw(metric: Metric, Sorted { real, sim }: &Sorted) -> DrawResult<String> {
+    let axis = Axis::spanning(real.iter().map(Vec::as_slice).chain([sim.as_slice()]));
+    let shares = Axis { low: 0.0, high: 1.0, is_log: false };
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(12)
+            .x_label_area_size(42)
+            .y_label_area_size(54)
+            .build_cartesian_2d(axis.clone(), shares)?;
+        let scale = if axis.is_log { ", log scale" } else { "" };
+        let of = if metric == Metric::Itl { "share of gaps" } else { "share of requests" };
+        let x_title = format!("{} (ms{scale})", metric.title());
+        mesh(&mut chart, (&x_title, of), (7, 6), &|share| format!("{:.0} %", share * 100.0))?;
+        chart
+            .draw_series([Polygon::new(band(real, &axis), REAL.mix(0.18).filled())])?
+            .label("real, widened by 5 %")
+            .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 22, y + 5)], REAL.mix(0.25).filled()));
+        let repeats = real.len();
+        // Wide and see-through, so that a simulated line on top of it leaves it in sight.
+        let real_line = REAL.mix(0.6).stroke_width(if repeats == 1 { 4 } else { 2 });
+        for (i, values) in real.iter().enumerate() {
+            let line = chart.draw_series(LineSeries::new(steps(values, &axis), real_line))?;
+            if i == 0 {
+                line.label(if repeats == 1 { "real".into() } else { format!("real, {repeats} repeats") })
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], real_line));
+            }
+        }
+        chart
+            .draw_series(LineSeries::new(steps(sim, &axis), SIMULATED.stroke_width(2)))?
+            .label("simulated")
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], SIMULATED.stroke_width(2)));
+        legend(&mut chart, SeriesLabelPosition::LowerRight)?;
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+/// The steps of the empirical distribution, from the axis' left end to its right end.
+fn steps(sorted: &[f64], axis: &Axis) -> Vec<(f64, f64)> {
+    let mut points = vec![(axis.low, 0.0)];
+    let mut share = 0.0;
+    for rank in quantile_ranks(sorted.len()) {
+        points.push((sorted[rank], share));
+        share = (rank + 1) as f64 / sorted.len() as f64;
+        points.push((sorted[rank], share));
+    }
+    points.push((axis.high, 1.0));
+    points
+}
+
+/// What lies between the fastest and the slowest repeat, share by share, widened as the judgement widens it.
+fn band(real: &[Vec<f64>], axis: &Axis) -> Vec<(f64, f64)> {
+    let shortest = real.iter().map(Vec::len).min().unwrap_or(0);
+    let ranks = quantile_ranks(shortest);
+    let edge = |pick: fn(f64, f64) -> f64, factor: f64| -> Vec<(f64, f64)> {
+        let at = |share: f64| {
+            // The sample at this share of each repeat, though one may have more than another.
+            let values =
+                real.iter().map(|v| v[((share * v.len() as f64).ceil() as usize).clamp(1, v.len()) - 1]);
+            (values.reduce(pick).unwrap_or_default() * factor).clamp(axis.low, axis.high)
+        };
+        ranks.iter().map(|rank| (rank + 1) as f64 / shortest as f64).map(|share| (at(share), share)).collect()
+    };
+    let mut outline = edge(f64::min, 1.0 - BAND_MARGIN);
+    outline.extend(edge(f64::max, 1.0 + BAND_MARGIN).into_iter().rev());
+    outline
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{report::figures, testing::suite_result};
+
+    #[test]
+    fn a_figure_has_lines_band_units_and_a_legend() {
+        let result = suite_result();
+        let drawn = figures::draw(&result.cases[1]).unwrap();
+        let keys: Vec<_> = drawn.figures.iter().map(|figure| figure.key.as_str()).collect();
+        assert_eq!(keys[..4], ["ttft", "itl", "tpot", "e2e"]);
+        let Figure { svg, description, .. } = &drawn.figures[0];
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+        for text in ["TTFT (ms)", "share of requests", "real, 2 repeats", "simulated", "100 %"] {
+            assert!(svg.contains(text), "no {text:?}");
+        }
+        // Two repeats and their band, and the legend's strokes of both; a simulated run and its stroke.
+        assert_eq!(svg.matches("#3B82C4").count(), 5);
+        assert_eq!(svg.matches("#DE731C").count(), 2);
+        assert!(description.contains("Simulated: median 18.00 ms"), "{description}");
+        assert!(figures::draw(&result.cases[3]).unwrap().figures.is_empty());
+    }
+
+    #[test]
+    fn steps_rise_from_0_to_1_and_jump_at_the_values() {
+        let axis = Axis { low: 0.0, high: 5.0, is_log: false };
+        let points = steps(&[1.0, 4.0], &axis);
+        assert_eq!(points, [(0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (4.0, 0.5), (4.0, 1.0), (5.0, 1.0)]);
+        let many: Vec<f64> = (0..5_003).map(f64::from).collect();
+        let points = steps(&many, &Axis { low: 0.0, high: 6e3, is_log: false });
+        assert!(points.len() <= 1000);
+        assert_eq!(points[points.len() - 2], (5_002.0, 1.0));
+        assert!(points.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1));
+    }
+
+    #[test]
+    fn the_band_is_the_repeats_range_widened() {
+        let axis = Axis { low: 0.0, high: 100.0, is_log: false };
+        let outline = band(&[vec![10.0, 20.0], vec![20.0, 40.0]], &axis);
+        assert_eq!(outline, [(9.5, 0.5), (19.0, 1.0), (42.0, 1.0), (21.0, 0.5)]);
+    }
+}
