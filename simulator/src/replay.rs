@@ -163,12 +163,17 @@ pub fn workload_of(run: &Run, folder: &Path) -> Result<Workload, ReplayError> {
     }
 }
 
-/// [`workload_of`] as the engine served it: an output that ended early is as long as it got.
+/// [`workload_of`] as the engine served it.
 ///
 /// # Errors
 /// As [`workload_of`].
 pub fn served_workload(run: &Run, folder: &Path) -> Result<Workload, ReplayError> {
-    let mut workload = workload_of(run, folder)?;
+    Ok(as_served(run, workload_of(run, folder)?))
+}
+
+/// A run's workload as the engine served it: an output that ended early is as long as it got.
+#[must_use]
+pub fn as_served(run: &Run, mut workload: Workload) -> Workload {
     let is_done = |r: &&RequestMetrics| r.status == RequestStatus::Ok;
     let produced: HashMap<u64, u32> =
         run.requests.iter().filter(is_done).map(|r| (r.request_id, r.num_decode_tokens_actual)).collect();
@@ -177,7 +182,7 @@ pub fn served_workload(run: &Run, folder: &Path) -> Result<Workload, ReplayError
             request.num_decode_tokens = tokens;
         }
     }
-    Ok(workload)
+    workload
 }
 
 /// The workload of the run in a folder: `workload.csv` in it, or else `workloads/NAME.csv` in one of the three folders

@@ -3,15 +3,11 @@
 //! A simulation of another model, of half the KV blocks or of another workload can come near a real run by chance;
 //! [`settings`] says where it does not even claim to be of the same thing, and where nobody recorded whether it is.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fmt::Write as _,
-};
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use plumbline_bundles::{Bundle, EngineProfile, bundle::sha256_hex};
-use plumbline_schema::{
-    BF16_NAME, Deployment, EngineMode, Environment, ModelSpec, RequestStatus, Run, Workload,
-};
+use plumbline_schema::{BF16_NAME, Deployment, EngineMode, Environment, ModelSpec, Run, Workload};
+use plumbline_simulator::replay::as_served;
 use serde::{Deserialize, Serialize};
 
 /// Whether a setting is the same on both sides.
@@ -334,7 +330,7 @@ struct Served {
 impl Served {
     fn of(run: &Run) -> Self {
         let digest_of = |workload: &Workload| sha256_hex(workload.canonical_text().as_bytes());
-        let mut served = served_workload(run);
+        let mut served = as_served(run, run.workload());
         let recorded = run.info.workload_digest.clone();
         let hides_content = recorded
             .as_ref()
@@ -351,23 +347,6 @@ impl Served {
         let is_recorded = self.recorded.is_some() && self.recorded == other.recorded;
         (is_recorded || !(self.hides_content || other.hides_content)).then_some(true)
     }
-}
-
-/// The workload as the engine served it: an output that ended early is as long as it got.
-pub(crate) fn served_workload(run: &Run) -> Workload {
-    let produced: HashMap<u64, u32> = run
-        .requests
-        .iter()
-        .filter(|r| r.status == RequestStatus::Ok)
-        .map(|r| (r.request_id, r.num_decode_tokens_actual))
-        .collect();
-    let mut workload = run.workload();
-    for request in &mut workload.requests {
-        if let Some(&tokens) = produced.get(&request.request_id) {
-            request.num_decode_tokens = tokens;
-        }
-    }
-    workload
 }
 
 #[cfg(test)]

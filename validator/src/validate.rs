@@ -25,7 +25,7 @@ use crate::{
     compare::{CompareError, compare_requests},
     evidence::Evidence,
     results::{CaseResult, SuiteResult},
-    settings::{served_workload, simulated_environment},
+    settings::simulated_environment,
     suite::{Case, EngineRef, KeyError, Role, Suite},
 };
 
