@@ -60,12 +60,19 @@ pub struct Args {
     /// Judge a bundle in place of an older one, and no suite: folders, or names of shipped bundles
     ///
     /// Both are asked for every shape that either measured, shapes between, and the launches of the shipped models that either
-    /// names. An answer is OK, DATA_MISS (none) or INVALID (a time that cannot be true); what was OK and no longer is fails.
+    /// names. An answer is `OK`, `DATA_MISS` (none) or `INVALID` (a time that cannot be true); what was `OK` and no longer is
+    /// fails.
     #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], conflicts_with_all = SUITE_ARGS)]
     bundle: Option<Vec<String>>,
 
-    /// Change of a launch's time that is worth a line, in percent
-    #[arg(long, value_name = "PCT", default_value_t = DEFAULT_TOLERANCE_PCT, value_parser = parse_points)]
+    /// With --bundle: change of a launch's time that is worth a line, in percent
+    #[arg(
+        long,
+        value_name = "PCT",
+        default_value_t = DEFAULT_TOLERANCE_PCT,
+        value_parser = parse_points,
+        requires = "bundle"
+    )]
     tolerance_pct: f64,
 
     /// With --bundle: a time that changed by more than --tolerance-pct fails, too

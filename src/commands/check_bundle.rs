@@ -5,6 +5,7 @@ use plumbline_bundles::{
     surface::{OperatorSurface, SurfacePoint},
 };
 use plumbline_schema::Nanos;
+use serde::Serialize;
 
 use crate::{
     data,
@@ -15,6 +16,13 @@ use crate::{
 
 /// Points of a list that the text shows; `--json` holds all.
 const MAX_SHOWN: usize = 10;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    passed: bool,
+    #[serde(flatten)]
+    diff: &'a SurfaceDiff,
+}
 
 /// Asks both bundles for the whole support surface.
 ///
@@ -29,9 +37,9 @@ pub fn run(
 ) -> Result<Exit, Failure> {
     let open = |name: &str| -> Result<Bundle, Failure> { Ok(Bundle::open(&data::bundle(name)?)?) };
     let diff = SurfaceDiff::between(&open(old)?, &open(new)?, tolerance_pct)?;
-    output.print(&diff, || text(&diff, is_strict))?;
-    let passes = diff.has_judged() && diff.lost.is_empty() && !(is_strict && !diff.moved.is_empty());
-    Ok(if passes { Exit::Fine } else { Exit::OutsideTolerance })
+    let passed = diff.has_judged() && diff.lost.is_empty() && (!is_strict || diff.moved.is_empty());
+    output.print(&Report { passed, diff: &diff }, || text(&diff, is_strict))?;
+    Ok(if passed { Exit::Fine } else { Exit::OutsideTolerance })
 }
 
 fn text(diff: &SurfaceDiff, is_strict: bool) -> String {
