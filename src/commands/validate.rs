@@ -51,6 +51,10 @@ pub struct SimulationArgs {
     #[arg(long, value_enum, default_value_t = OutOfDomainArg::Extrapolate)]
     out_of_domain: OutOfDomainArg,
 
+    /// Split each case's error by cause, for the report: see `plumb explain`
+    #[arg(long)]
+    explain: bool,
+
     /// Whether step times scatter as measured ones do
     #[arg(long, value_enum, default_value_t = ResidualsArg::Drawn)]
     residuals: ResidualsArg,
@@ -102,6 +106,7 @@ pub(super) fn simulate_and_compare(suite: &Suite, args: &SimulationArgs, output:
         simulations: args.simulations,
         residuals: args.residuals.into(),
         out_of_domain: args.out_of_domain.into(),
+        explains: args.explain,
     };
     let total = suite.cases.len() as u64;
     let bar = output.bar(total);

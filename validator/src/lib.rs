@@ -7,8 +7,8 @@
 pub mod calibrate;
 pub mod check;
 pub mod compare;
-pub mod explain;
 pub mod evidence;
+pub mod explain;
 pub mod metrics;
 pub mod report;
 pub mod results;

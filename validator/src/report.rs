@@ -9,8 +9,8 @@ mod markdown;
 mod requests;
 mod table;
 
-pub(crate) use folder::MARKER as RESULTS;
 pub use figures::{Waterfall, waterfall_svg};
+pub(crate) use folder::MARKER as RESULTS;
 pub use folder::{ReportError, write_report};
 pub use frontier::frontier_svg;
 pub(crate) use markdown::cell as markdown_cell;

@@ -24,6 +24,7 @@ use crate::{
     calibrate::{CalibrateError, FitRun, host_factor},
     compare::{CompareError, compare_requests},
     evidence::Evidence,
+    explain::{Basis, explain},
     results::{CaseResult, SuiteResult},
     settings::simulated_environment,
     suite::{Case, EngineRef, KeyError, Role, Suite},
@@ -40,12 +41,20 @@ pub struct ValidateOptions {
     pub residuals: Residuals,
     /// What to do about operator shapes that the bundle did not measure.
     pub out_of_domain: OutOfDomain,
+    /// Whether each case's error is split by cause, which takes longer than simulating it.
+    pub explains: bool,
 }
 
 impl Default for ValidateOptions {
     /// Nine simulations from seed 0, steps scatter, shapes beyond the measured ones are extrapolated and show in the coverage.
     fn default() -> Self {
-        Self { seed: 0, simulations: 9, residuals: Residuals::Drawn, out_of_domain: OutOfDomain::Extrapolate }
+        Self {
+            seed: 0,
+            simulations: 9,
+            residuals: Residuals::Drawn,
+            out_of_domain: OutOfDomain::Extrapolate,
+            explains: false,
+        }
     }
 }
 
@@ -240,7 +249,7 @@ fn judge<T: OperatorTimes>(
     };
     let start = Instant::now();
     let mut step_time =
-        StepTimeModel::new(model, times, profile, &deployment).map_err(SimulateError::StepTime)?;
+        StepTimeModel::new(model, &times, profile, &deployment).map_err(SimulateError::StepTime)?;
     let mut simulations = Vec::new();
     // Without scatter every seed gives the same run.
     let count = if options.residuals == Residuals::None { 1 } else { u64::from(options.simulations.max(1)) };
@@ -268,6 +277,12 @@ fn judge<T: OperatorTimes>(
         ..Evidence::default()
     };
     result.evidence = Some(evidence.with_profile(profile));
+    if options.explains {
+        match explain(first, run, &workload, &Basis { model, times: &times, profile }) {
+            Ok(explanation) => result.waterfall = explanation.figure(),
+            Err(error) => result.notes.push(format!("not explained: {error}")),
+        }
+    }
     result.simulate_ms = Some(simulate_ms);
     result.host_share = host_share(step_times);
     result.coverage = coverage(shares);

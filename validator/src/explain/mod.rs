@@ -27,7 +27,10 @@ use self::{
     exposure::{Interval, exposure},
     split::{Expectations, Factors, factors, gpu_parts},
 };
-use crate::calibrate::observe::{ObservedStep, Source, observed_steps};
+use crate::{
+    calibrate::observe::{ObservedStep, Source, observed_steps},
+    report,
+};
 
 /// Why a simulation's time differs from the real one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -168,6 +171,20 @@ pub struct Explanation {
     pub sim_host_share: f64,
     /// What a reader should know before trusting a number.
     pub notes: Vec<String>,
+}
+
+impl Explanation {
+    /// The waterfall of E2E, to be drawn.
+    #[must_use]
+    pub fn figure(&self) -> Option<report::Waterfall> {
+        let whole = self.waterfalls.iter().find(|waterfall| waterfall.stretch == Stretch::E2e)?;
+        Some(report::Waterfall {
+            title: "Mean E2E".to_owned(),
+            start: ("real".to_owned(), whole.real_ms),
+            parts: whole.parts.iter().map(|part| (part.cause.title().to_owned(), part.ms)).collect(),
+            end: ("simulated".to_owned(), whole.sim_ms),
+        })
+    }
 }
 
 /// How many operators and steps are named.

@@ -154,9 +154,8 @@ fn error_cell(page: &mut String, row: &MetricRow) {
         return;
     };
     let (class, sign, word) = mark(row.inside_band);
-    let noise = row
-        .noise_pct
-        .map_or_else(String::new, |noise| format!(" <span class=\"noise\">± {noise:.1}</span>"));
+    let noise =
+        row.noise_pct.map_or_else(String::new, |noise| format!(" <span class=\"noise\">± {noise:.1}</span>"));
     let _ = write!(
         page,
         "<td class=\"num {class}\">{} <span aria-hidden=\"true\">{sign}</span>\
