@@ -202,6 +202,13 @@ pub struct FittedOn {
     pub step_error: BTreeMap<String, f64>,
     /// Parameters the runs could not pin, left at their prior.
     pub not_identified: Vec<String>,
+    /// 90 % intervals of the fitted parameters, by bootstrap over the runs and stretches of their steps; empty in profiles
+    /// that were fitted without.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub intervals: BTreeMap<String, [f64; 2]>,
+    /// Runs on another machine that `host_factor` alone was fitted on afterwards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_factor_runs: Vec<String>,
     /// Share of the runs' steps left out because the host was disturbed, 0..1.
     pub disturbed_share: f64,
     /// Host factors of the hosts fitted on, by name; the costs are stated for the one at 1.

@@ -12,7 +12,7 @@ use plumbline_bundles::{
 use plumbline_schema::{HostInfo, ModelSpec};
 use plumbline_simulator::BundleTimes;
 use plumbline_validator::calibrate::{
-    CalibrateError, CalibrateOptions, FitRun, HeldOutRow, calibrate, judge, uncalibrated,
+    CalibrateError, CalibrateOptions, FitRun, HeldOutRow, calibrate, calibrate_host, judge, uncalibrated,
 };
 use serde::Serialize;
 
@@ -40,6 +40,11 @@ pub struct Args {
     /// Real run folder to judge the result on, before and after (can be repeated)
     #[arg(long, value_name = "RUN", num_args = 1..)]
     hold_out: Vec<PathBuf>,
+
+    /// Fit one thing of the profile, and leave all else as it is: `host-factor`, the speed of another machine's host, from
+    /// half a minute of a real run there
+    #[arg(long, value_enum)]
+    only: Option<Only>,
 
     /// Bundle folder, or the name of a shipped bundle
     #[arg(long)]
@@ -77,6 +82,13 @@ pub struct Args {
     seed: u64,
 }
 
+/// What alone is fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    /// The factor on all host costs
+    HostFactor,
+}
+
 #[derive(Serialize)]
 struct Report<'a> {
     out: String,
@@ -101,7 +113,10 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         predictors_digest: bundle.predictors_digest(),
     };
     let times = BundleTimes::new(Arc::new(predictors), OutOfDomain::Extrapolate);
-    let mut profile = calibrate(&fit_on, &times, &options)?;
+    let mut profile = match args.only {
+        Some(Only::HostFactor) => calibrate_host(&fit_on, &times, &options.prior)?,
+        None => calibrate(&fit_on, &times, &options)?,
+    };
     if host.is_some() {
         profile.fitted_on.host = host;
     }
@@ -182,6 +197,10 @@ fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
         let factors = fitted.host_factors.iter().map(|(host, factor)| format!("{host} {factor:.2}"));
         text.line(format_args!("host factors: {}", factors.collect::<Vec<_>>().join(", ")));
     }
+    if !fitted.host_factor_runs.is_empty() {
+        let runs = fitted.host_factor_runs.join(", ");
+        text.line(format_args!("host factor {:.2}, fitted on {runs}", profile.host_factor));
+    }
     if fitted.disturbed_share > 0.0 {
         let share = percent(fitted.disturbed_share);
         text.line(format_args!("left out, as the host was disturbed: {share} of the steps"));
@@ -189,7 +208,16 @@ fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
     if !fitted.not_identified.is_empty() {
         text.line(format_args!("not identified by these runs: {}", fitted.not_identified.join(", ")));
     }
+    if !fitted.intervals.is_empty() {
+        let mut table = Table::new(&["parameter", ">5 %", ">95 %"]);
+        for (name, [low, high]) in &fitted.intervals {
+            let decimals = if name.starts_with("operator_scales") { 3 } else { 0 };
+            table.row([name.clone(), format!("{low:.decimals$}"), format!("{high:.decimals$}")]);
+        }
+        text.line(format_args!("\nby bootstrap over runs and stretches of their steps:\n{table}"));
+    }
     if rows.is_empty() {
+        text.line("nothing was held out: how well it predicts other runs is not known (--hold-out)");
         return text.finish();
     }
     let mut table = Table::new(&[

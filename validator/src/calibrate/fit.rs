@@ -61,6 +61,8 @@ pub struct Fit {
     pub dispatch: BTreeMap<Dispatch, DispatchCosts>,
     /// Factors on operator times.
     pub scales: OperatorScales,
+    /// Every parameter's name and value.
+    pub parameters: Vec<(String, f64)>,
     /// Parameters the data could not pin.
     pub not_identified: Vec<String>,
     /// Median absolute relative error of the steps fitted on, by dispatch.
@@ -231,6 +233,16 @@ impl Problem {
         (1.0 + (o.time_ns - predicted) / host.max(1.0)).max(MIN_RATIO)
     }
 
+    /// A step's residual and how much it counts, of a step that itself counts `weight`.
+    ///
+    /// What the GPU's prediction missed looks like the host's, the more so the less of a step is the host's: each ratio
+    /// counts by the inverse of the variance that a like error of the whole step gives it.
+    fn residual(&self, o: &Observation, weight: f64, solved: &Solved) -> (f64, f64) {
+        let (theta, factor) = (&solved.solution.theta, solved.host_factors[o.host]);
+        let (predicted, host) = self.predicted(o, theta, factor);
+        (self.host_ratio(o, theta, factor), weight * (host / predicted).powi(2))
+    }
+
     /// The observations outside of stretches in which the host was disturbed.
     ///
     /// Steps of every kind then run slow for a while, as when another tenant takes the CPU; that says nothing of the
@@ -261,8 +273,7 @@ impl Problem {
         let mut step_error = BTreeMap::new();
         for &dispatch in self.layout.dispatches() {
             let own = || observations.iter().zip(&self.weights).filter(|(o, _)| o.dispatch == dispatch);
-            let mut residuals: Vec<(f64, f64)> =
-                own().map(|(o, &w)| (self.host_ratio(o, theta, solved.host_factors[o.host]), w)).collect();
+            let mut residuals: Vec<(f64, f64)> = own().map(|(o, &w)| self.residual(o, w, solved)).collect();
             residuals.sort_by(|a, b| a.0.total_cmp(&b.0));
             let mut errors: Vec<f64> =
                 own().map(|(o, _)| (1.0 / self.ratio(o, solved) - 1.0).abs()).collect();
@@ -286,6 +297,7 @@ impl Problem {
         Fit {
             dispatch: fitted,
             scales: self.layout.scales(theta),
+            parameters: self.parameters.iter().map(|q| q.name.clone()).zip(theta.iter().copied()).collect(),
             not_identified,
             step_error,
             disturbed_share: 0.0,

@@ -4,6 +4,7 @@
 //! client costs and residuals, with [`solve`] underneath; [`mod@judge`] shows before and after on runs held out. What
 //! the runs cannot pin stays at its prior and is named.
 
+mod bootstrap;
 pub mod fit;
 pub mod host;
 pub mod judge;
@@ -219,9 +220,11 @@ pub fn calibrate<T: OperatorTimes>(
         runs: runs.iter().map(|r| r.name.clone()).collect(),
         num_steps,
         step_error: fit.step_error.iter().map(|(d, e)| (d.name().to_owned(), *e)).collect(),
+        intervals: bootstrap::intervals(&observations, &prior.dispatch, &prior.operator_scales),
         not_identified: fit.not_identified,
         disturbed_share: fit.disturbed_share,
         host_factors: hosts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), factor_of(i))).collect(),
+        host_factor_runs: Vec::new(),
         host: reference_host(runs),
     };
     Ok(EngineProfile {
@@ -233,6 +236,24 @@ pub fn calibrate<T: OperatorTimes>(
         fitted_on,
         ..prior.clone()
     })
+}
+
+/// Fits one number of a profile to runs on another machine: how fast its host is.
+///
+/// What else the profile says stays; half a minute of one run is enough.
+///
+/// # Errors
+/// As [`host_factor`].
+pub fn calibrate_host<T: OperatorTimes>(
+    runs: &[FitRun],
+    times: &T,
+    prior: &EngineProfile,
+) -> Result<EngineProfile, CalibrateError> {
+    let host = host_factor(runs, times, prior)?;
+    let mut profile = EngineProfile { host_factor: host.factor, ..prior.clone() };
+    let names = runs.iter().map(|run| run.name.clone());
+    profile.fitted_on.host_factor_runs = names.collect();
+    Ok(profile)
 }
 
 /// The host that costs are stated for, as the first of its runs that records it says.

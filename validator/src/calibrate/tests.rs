@@ -144,6 +144,9 @@ fn a_launch_bound_engine_is_told_from_a_busy_gpu() {
     let runs = [real("mixed", EngineMode::Eager, &mixed(), &truth())];
     let fitted = calibrate(&runs, &times(), &options()).unwrap();
     near(fitted.dispatch[&Dispatch::Eager].launch_ns, 40_000.0, 0.1);
+    let [low, high] = fitted.fitted_on.intervals["eager.launch_ns"];
+    let launch_ns = fitted.dispatch[&Dispatch::Eager].launch_ns;
+    assert!(low <= launch_ns && launch_ns <= high && high - low < 0.1 * launch_ns, "{low} to {high}");
     // Nothing waits for the GPU, so nothing is known of its operators.
     assert!(fitted.fitted_on.not_identified.contains(&"operator_scales.prefill_gemm".to_owned()));
     assert!(!fitted.dispatch.contains_key(&Dispatch::FullGraph), "never seen, so not offered");
@@ -234,6 +237,10 @@ fn a_slower_host_is_told_by_its_scheduler() {
     let factor = |run: &FitRun| host_factor(std::slice::from_ref(run), &times(), &fitted).unwrap().factor;
     near(factor(&runs[0]), 1.0, 0.02);
     near(factor(&runs[1]), 2.0, 0.02);
+    let moved = calibrate_host(&runs[1..], &times(), &fitted).unwrap();
+    near(moved.host_factor, 2.0, 0.02);
+    assert_eq!((&moved.dispatch, &moved.client), (&fitted.dispatch, &fitted.client));
+    assert_eq!(moved.fitted_on.host_factor_runs, ["slow"]);
     // Without the scheduler's time the host's share of the steps says the same.
     runs[1].run.steps.iter_mut().for_each(|step| step.schedule_ns = Nanos::ZERO);
     near(factor(&runs[1]), 2.0, 0.05);
