@@ -144,6 +144,7 @@ pub fn serve_workload(
             host_factor: None,
             conduct: Some(conduct),
             environment: Some(environment),
+            source: None,
         },
         tokens: served.requests.iter().flat_map(|outcome| token_rows(outcome, &step_log.step_ends)).collect(),
         requests: served.requests.iter().map(|outcome| request_row(outcome, BACKEND)).collect(),

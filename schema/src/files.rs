@@ -110,16 +110,20 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), InputError
 /// # Errors
 /// `Io`, or `Invalid` for size and encoding.
 pub fn read_text(path: &Path) -> Result<String, InputError> {
+    read_text_up_to(path, MAX_DOCUMENT_BYTES)
+}
+
+/// As [`read_text`], of a document that may have up to `max_bytes`.
+///
+/// # Errors
+/// As [`read_text`].
+pub fn read_text_up_to(path: &Path, max_bytes: u64) -> Result<String, InputError> {
     let file = File::open(path).map_err(|e| InputError::io(path, e))?;
     let mut bytes = Vec::new();
-    file.take(MAX_DOCUMENT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| InputError::io(path, e))?;
-    if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
-        return Err(InputError::invalid(
-            path,
-            Location::File,
-            format!("at most {MAX_DOCUMENT_BYTES} bytes"),
-            "a larger file",
-        ));
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|e| InputError::io(path, e))?;
+    if bytes.len() as u64 > max_bytes {
+        let expected = format!("at most {max_bytes} bytes");
+        return Err(InputError::invalid(path, Location::File, expected, "a larger file"));
     }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();

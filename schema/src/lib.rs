@@ -18,6 +18,7 @@ pub mod operator;
 pub mod roofline;
 pub mod rows;
 pub mod run;
+pub mod source;
 pub mod units;
 pub mod workload;
 
@@ -36,6 +37,7 @@ pub use run::{
     HostScore, RequestMetrics, RequestStatus, Run, RunConduct, RunInfo, RunKind, StepMetrics, StepPhases,
     StepRequests, TokenMetrics, WarmUp,
 };
+pub use source::{ArrivalBasis, RunSource};
 pub use units::{Bytes, Flops, Nanos};
 pub use workload::{
     ContentRun, ContentStream, LengthSummary, PromptContent, Workload, WorkloadRequest, WorkloadSummary,

@@ -15,6 +15,7 @@ use crate::{
     files::{plain_or_zst, read_csv, read_json, write_json},
     host::{HostFactorUsed, HostInfo},
     rows::{PhasedStep, write_rows},
+    source::RunSource,
     units::Nanos,
     workload::{Workload, WorkloadRequest},
 };
@@ -67,6 +68,9 @@ pub struct RunInfo {
     /// Model, dtype and versions; `None` when none is recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
+    /// The other tool's file that it was made of; imported runs only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<RunSource>,
 }
 
 /// How a real run went, for whoever doubts it.
@@ -137,7 +141,7 @@ pub enum RequestStatus {
     Ok,
     /// It could never fit and was refused.
     Rejected,
-    /// The run ended before it did.
+    /// It failed, or the run ended before it did.
     Incomplete,
 }
 
@@ -169,9 +173,9 @@ pub struct RequestMetrics {
     pub ttft_ns: Option<Nanos>,
     /// When its last token was out.
     pub completion_time_ns: Option<Nanos>,
-    /// Prompt length.
+    /// Prompt length; 0 of a failed request where nobody recorded it.
     pub num_prefill_tokens: u32,
-    /// Output length asked for.
+    /// Output length asked for; 0 likewise.
     pub num_decode_tokens: u32,
     /// Output length produced.
     pub num_decode_tokens_actual: u32,
@@ -349,12 +353,14 @@ impl Run {
         write_json(&folder.join("run.json"), &self.info)
     }
 
-    /// The workload that the run was given: every request at its scheduled arrival.
+    /// The workload that the run was given: every request at its scheduled arrival. Failed requests of which nobody
+    /// recorded the lengths are left out.
     #[must_use]
     pub fn workload(&self) -> Workload {
         let mut requests: Vec<_> = self
             .requests
             .iter()
+            .filter(|r| r.num_prefill_tokens > 0 && r.num_decode_tokens > 0)
             .map(|r| {
                 let (prefill, decode) = (r.num_prefill_tokens, r.num_decode_tokens);
                 WorkloadRequest::new(r.request_id, r.arrival_time_ns, prefill, decode)
@@ -415,6 +421,7 @@ fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, Inpu
         host_factor: None,
         conduct: None,
         environment: Environment { model: None, dtype, engine_version, driver_version }.if_known(),
+        source: None,
     })
 }
 
@@ -439,8 +446,8 @@ fn check_requests(path: &Path, requests: &[RequestMetrics]) -> Result<(), InputE
                 format!("{} again (first in line {first})", r.request_id),
             );
         }
-        if r.num_prefill_tokens == 0 {
-            return bad("num_prefill_tokens", "at least 1", "0".into());
+        if r.num_prefill_tokens == 0 && r.status == RequestStatus::Ok {
+            return bad("num_prefill_tokens", "at least 1, as status is ok", "0".into());
         }
         if r.status != RequestStatus::Ok {
             continue;

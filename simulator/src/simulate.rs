@@ -223,6 +223,7 @@ fn report<T: OperatorTimes>(
             host_factor: None,
             conduct: None,
             environment: None,
+            source: None,
         },
         requests: requests.iter().map(|outcome| request_row(outcome, &profile.name)).collect(),
         tokens: requests.iter().flat_map(|outcome| token_rows(outcome, &log.step_ends)).collect(),

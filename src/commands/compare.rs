@@ -8,7 +8,9 @@ use std::{
 
 use plumbline_schema::{Run, StepBatch, StepRequests};
 use plumbline_simulator::replay::{ReplayReport, StepDifference, replay_folder};
-use plumbline_validator::{CaseResult, Evidence, Role, SuiteResult, compare, render_table, write_report};
+use plumbline_validator::{
+    CaseResult, Evidence, Role, SuiteResult, compare, render_table, variants, write_report,
+};
 use serde::Serialize;
 
 use super::strict;
@@ -68,6 +70,10 @@ fn compare_runs(args: &Args, sim: &Path, out: &Path, output: Output) -> Result<E
     let evidence = Evidence::of_runs(folders, name.clone(), &simulated);
     let mut case = CaseResult::compared(name, Role::HeldOut, comparison).with_runs(&real, &simulated);
     case.evidence = Some(evidence);
+    if let Some(first) = real.first() {
+        case.variants = variants::rows(first, &simulated);
+    }
+    case.notes.extend(source_notes(&real, &simulated));
     let result = SuiteResult::new(vec![case], ns_to_ms(started.elapsed().as_nanos() as f64));
     if args.strict {
         strict::check(&result)?;
@@ -76,6 +82,18 @@ fn compare_runs(args: &Args, sim: &Path, out: &Path, output: Output) -> Result<E
     output.print(&result, || render_table(&result))?;
     output.note(format!("report in {}", out.display()));
     Ok(Exit::Fine)
+}
+
+/// What the imports of the runs noted.
+fn source_notes(real: &[Run], simulated: &Run) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (run, kind) in real.iter().map(|run| (run, "real")).chain([(simulated, "simulated")]) {
+        let Some(source) = &run.info.source else { continue };
+        let of = format!("{kind}, {} of {}", source.file, source.tool);
+        notes.push(format!("{of}: times count from {}", source.arrivals.text()));
+        notes.extend(source.notes.iter().map(|note| format!("{of}: {note}")));
+    }
+    notes
 }
 
 #[derive(Serialize)]

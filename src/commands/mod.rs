@@ -15,6 +15,7 @@ mod compare;
 mod explain;
 mod generate;
 mod host;
+mod import_run;
 mod profile;
 mod real;
 mod search;
@@ -62,6 +63,7 @@ enum Command {
     Real(Box<real::Args>),
     Generate(Box<generate::Args>),
     Search(Box<search::Args>),
+    ImportRun(Box<import_run::Args>),
     Compare(compare::Args),
     Calibrate(calibrate::Args),
     Explain(explain::Args),
@@ -86,6 +88,7 @@ impl Cli {
             Command::Real(args) => real::run(args, output),
             Command::Generate(args) => generate::run(args, output),
             Command::Search(args) => search::run(args, output),
+            Command::ImportRun(args) => import_run::run(args, output),
             Command::Compare(args) => compare::run(args, output),
             Command::Calibrate(args) => calibrate::run(args, output),
             Command::Explain(args) => explain::run(args, output),

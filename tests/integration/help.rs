@@ -24,6 +24,7 @@ fn help_texts_are_as_reviewed() {
         "real",
         "generate",
         "search",
+        "import-run",
         "compare",
         "calibrate",
         "explain",

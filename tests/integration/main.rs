@@ -10,6 +10,7 @@ mod fixture;
 mod help;
 mod host;
 mod import;
+mod import_run;
 mod left_out;
 mod lint;
 mod mutation;

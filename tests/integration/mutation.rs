@@ -45,7 +45,7 @@ const POISON: [&str; 22] = [
 ];
 
 /// One mutation of `bytes`; some leave the text valid, most do not.
-fn mutate(bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {
+pub fn mutate(bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {
     let mut out = bytes.to_vec();
     let at = rng.random_range(0..out.len());
     match rng.random_range(0..8) {

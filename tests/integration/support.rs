@@ -31,6 +31,8 @@ pub fn stdout_of<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(args: I) 
 /// Writes a file, making its folder.
 pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> PathBuf {
     fs::create_dir_all(path.parent().expect("a file has a folder")).expect("folder");
+    // A new file each time: some file systems wait for the disk where one is cut and written again.
+    let _ = fs::remove_file(path);
     fs::write(path, bytes).expect("file");
     path.to_path_buf()
 }

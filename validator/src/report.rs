@@ -8,6 +8,7 @@ mod html;
 mod markdown;
 mod requests;
 mod table;
+mod variants;
 
 pub use figures::{Waterfall, waterfall_svg};
 pub(crate) use folder::MARKER as RESULTS;

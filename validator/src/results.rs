@@ -14,6 +14,7 @@ use crate::{
     settings::{Setting, settings},
     suite::Role,
     timeline::Timeline,
+    variants::VariantRow,
 };
 
 /// Whether a case could be judged.
@@ -57,6 +58,9 @@ pub struct CaseResult {
     /// Share of the simulated steps' time that is the host's, 0..=1: near 1, faster kernels change nothing.
     #[serde(default)]
     pub host_share: Option<f64>,
+    /// The figures as the tool that recorded the real run defines them; empty where no other tool did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<VariantRow>,
     /// What a reader should know before trusting a number.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -113,6 +117,7 @@ impl CaseResult {
             requests: Some(requests),
             simulate_ms: None,
             host_share: None,
+            variants: Vec::new(),
             notes,
             settings: Vec::new(),
             evidence: None,
@@ -145,6 +150,7 @@ impl CaseResult {
             requests: None,
             simulate_ms: None,
             host_share: None,
+            variants: Vec::new(),
             notes: Vec::new(),
             settings: Vec::new(),
             evidence: None,

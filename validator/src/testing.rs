@@ -54,6 +54,7 @@ pub(crate) fn run(requests: Vec<(RequestMetrics, Vec<u64>)>) -> TestRun {
         host_factor: None,
         conduct: None,
         environment: None,
+        source: None,
     };
     let tokens = requests.iter().flat_map(|(r, times)| token_times(r.request_id, times)).collect();
     let requests = requests.into_iter().map(|(r, _)| r).collect();

@@ -273,6 +273,7 @@ impl Scenario {
             host_factor: used,
             conduct: None,
             environment: is_one.then_some(environment),
+            source: None,
         };
         Ok(Self { kinds, gpus, routing, options, requests, info })
     }

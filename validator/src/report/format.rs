@@ -16,9 +16,13 @@ pub(super) fn ms(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// A difference in milliseconds, signed.
+/// A difference in milliseconds, signed; a zero has no sign.
 pub(super) fn signed_ms(value: f64) -> String {
-    format!("{}{} ms", if value < 0.0 { "-" } else { "+" }, ms(value.abs()))
+    let text = ms(value.abs());
+    if text == ms(0.0) {
+        return "0 ms".into();
+    }
+    format!("{}{text} ms", if value < 0.0 { "-" } else { "+" })
 }
 
 pub(super) fn ms_or_na(value: Option<f64>) -> String {
@@ -134,5 +138,6 @@ mod tests {
         assert_eq!(signed_pct(-88.6), "-88.6 %");
         assert_eq!(signed_pct(-0.01), "0.0 %");
         assert_eq!(signed_pct(0.0), "0.0 %");
+        assert_eq!([3.5, -640.0, -0.0001].map(signed_ms), ["+3.50 ms", "-640.0 ms", "0 ms"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::format;
+use super::{format, variants};
 use crate::{
     results::{CaseResult, CaseStatus, SuiteResult},
     settings::{Setting, Verdict, count},
@@ -80,6 +80,9 @@ pub(super) fn render(result: &SuiteResult) -> String {
     }
     e2e_parts(&mut text, result);
     settings(&mut text, result);
+    for case in result.cases_by_role() {
+        text.push_str(&variants::markdown(case));
+    }
     notes(&mut text, result);
     text
 }

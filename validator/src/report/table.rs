@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, ContentLineStyle, LineStyle, Table, TableStyle};
 
-use super::format;
+use super::{format, variants};
 use crate::{
     compare::E2eParts,
     metrics::{Metric, Stat},
@@ -29,6 +29,9 @@ pub fn render_table(result: &SuiteResult) -> String {
         if !cases.is_empty() {
             let _ = writeln!(text, "{} (ms)\n{}\n", capitalised(role.title()), table_of(&cases));
         }
+    }
+    for case in result.cases_by_role() {
+        text += &variants::text(case);
     }
     for case in result.failures() {
         let _ =

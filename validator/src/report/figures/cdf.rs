@@ -26,7 +26,13 @@ pub(super) fn figure(metric: Metric, sorted: &Sorted) -> DrawResult<Figure> {
 }
 
 fn draw(metric: Metric, Sorted { real, sim }: &Sorted) -> DrawResult<String> {
-    let axis = Axis::spanning(real.iter().map(Vec::as_slice).chain([sim.as_slice()]));
+    let band = band(real);
+    // The band is in sight whole: beside it, a small error looks small.
+    let ends = band
+        .iter()
+        .map(|point| point.0)
+        .fold([f64::INFINITY, 0.0], |[low, high], ms| [low.min(ms), high.max(ms)]);
+    let axis = Axis::spanning([sim.as_slice(), ends.as_slice()].into_iter());
     let shares = Axis { low: 0.0, high: 1.0, is_log: false };
     let mut svg = String::new();
     {
@@ -42,7 +48,7 @@ fn draw(metric: Metric, Sorted { real, sim }: &Sorted) -> DrawResult<String> {
         let x_title = format!("{} (ms{scale})", metric.title());
         mesh(&mut chart, (&x_title, of), (7, 6), &|share| format!("{:.0} %", share * 100.0))?;
         chart
-            .draw_series([Polygon::new(band(real, &axis), REAL.mix(0.18).filled())])?
+            .draw_series([Polygon::new(band, REAL.mix(0.18).filled())])?
             .label("real, widened by 5 %")
             .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 22, y + 5)], REAL.mix(0.25).filled()));
         let repeats = real.len();
@@ -78,18 +84,23 @@ fn steps(sorted: &[f64], axis: &Axis) -> Vec<(f64, f64)> {
     points
 }
 
+/// A share times its number of samples is the rank it was made from, but for rounding.
+const ROUNDING: f64 = 1e-6;
+
 /// What lies between the fastest and the slowest repeat, share by share, widened as the judgement widens it.
-fn band(real: &[Vec<f64>], axis: &Axis) -> Vec<(f64, f64)> {
+fn band(real: &[Vec<f64>]) -> Vec<(f64, f64)> {
     let shortest = real.iter().map(Vec::len).min().unwrap_or(0);
-    let ranks = quantile_ranks(shortest);
+    let shares: Vec<f64> =
+        quantile_ranks(shortest).into_iter().map(|rank| (rank + 1) as f64 / shortest as f64).collect();
     let edge = |pick: fn(f64, f64) -> f64, factor: f64| -> Vec<(f64, f64)> {
-        let at = |share: f64| {
+        let mut before = 0.0;
+        let step = |&share: &f64| {
             // The sample at this share of each repeat, though one may have more than another.
-            let values =
-                real.iter().map(|v| v[((share * v.len() as f64).ceil() as usize).clamp(1, v.len()) - 1]);
-            (values.reduce(pick).unwrap_or_default() * factor).clamp(axis.low, axis.high)
+            let rank = |n: usize| ((share * n as f64 - ROUNDING).ceil() as usize).clamp(1, n) - 1;
+            let ms = real.iter().map(|v| v[rank(v.len())]).reduce(pick).unwrap_or_default() * factor;
+            [(ms, std::mem::replace(&mut before, share)), (ms, share)]
         };
-        ranks.iter().map(|rank| (rank + 1) as f64 / shortest as f64).map(|share| (at(share), share)).collect()
+        shares.iter().flat_map(step).collect()
     };
     let mut outline = edge(f64::min, 1.0 - BAND_MARGIN);
     outline.extend(edge(f64::max, 1.0 + BAND_MARGIN).into_iter().rev());
@@ -133,8 +144,9 @@ mod tests {
 
     #[test]
     fn the_band_is_the_repeats_range_widened() {
-        let axis = Axis { low: 0.0, high: 100.0, is_log: false };
-        let outline = band(&[vec![10.0, 20.0], vec![20.0, 40.0]], &axis);
-        assert_eq!(outline, [(9.5, 0.5), (19.0, 1.0), (42.0, 1.0), (21.0, 0.5)]);
+        let outline = band(&[vec![10.0, 20.0], vec![20.0, 40.0]]);
+        let faster = [(9.5, 0.0), (9.5, 0.5), (19.0, 0.5), (19.0, 1.0)];
+        let slower = [(42.0, 1.0), (42.0, 0.5), (21.0, 0.5), (21.0, 0.0)];
+        assert_eq!(outline, [faster, slower].concat());
     }
 }

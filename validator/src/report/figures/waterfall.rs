@@ -22,6 +22,9 @@ pub struct Waterfall {
     pub end: (String, f64),
 }
 
+/// Parts that make the simulation slower than the real run.
+const SLOWER: RGBColor = RGBColor(196, 62, 62);
+
 const WIDTH: i32 = 980;
 const ROW_HEIGHT: i32 = 30;
 const TOP: i32 = 12;
@@ -91,8 +94,8 @@ fn rows<'a>(start: &'a (String, f64), parts: &'a [(String, f64)], end: &'a (Stri
     let mut rows = vec![total(start, REAL)];
     let mut at = start.1;
     for (label, change) in parts {
-        // What makes the simulation slower has its colour, what makes it faster is pulled towards 0.
-        let colour = if *change < 0.0 { GRID } else { RGBColor(196, 62, 62) };
+        // The sign stands beside the bar; the colour repeats it.
+        let colour = if *change < 0.0 { GRID } else { SLOWER };
         rows.push(Row { label, from: at, to: at + change, value: signed_ms(*change), colour });
         at += change;
     }
