@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{CaseFiles, END_TABLE, begin_table, escape, header_row, mark};
 use crate::{
+    compare::E2eParts,
     evidence::Evidence,
     metrics::{Metric, Stat},
     report::{figures::Figure, format},
@@ -96,6 +97,7 @@ fn metric_table(page: &mut String, case: &CaseResult) {
             ("Noise", true),
             ("Simulated", true),
             ("Error", true),
+            ("95 % interval", true),
             ("Band", false),
         ],
     );
@@ -111,25 +113,46 @@ fn metric_table(page: &mut String, case: &CaseResult) {
         } else {
             "<tr>".into()
         };
-        let noise = row.noise_pct;
         let _ = writeln!(
             page,
             "{start}<th scope=\"row\">{}</th><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td>\
-             <td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"{class}\">{sign} {word}</td></tr>",
+             <td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td><td class=\"num\">{}</td>\
+             <td class=\"{class}\">{sign} {word}</td></tr>",
             row.stat,
             row.n,
             format::ms_or_na(row.real_ms),
             format::range(row, case.num_repeats()),
-            noise.map_or_else(|| "n/a".into(), |noise| format!("± {noise:.1} %")),
+            format::noise(row),
             format::ms_or_na(row.sim_ms),
             row.error_pct.map_or_else(|| "n/a".into(), format::signed_pct),
+            format::interval(row),
         );
     }
     page.push_str(END_TABLE);
+    if let Some(parts) = &case.e2e_parts {
+        e2e_parts(page, parts);
+    }
     let reasons = format::na_reasons(case);
     if !reasons.is_empty() {
         let _ = writeln!(page, "<p class=\"note\">n/a: {}.</p>", escape(&reasons.join("; ")));
     }
+}
+
+/// A total is never without its parts: errors of opposite sign would hide in it.
+fn e2e_parts(page: &mut String, parts: &E2eParts) {
+    let _ = writeln!(
+        page,
+        "<p>Mean E2E in its parts, errors in percent of the whole: to the first token {} → {} ms ({}), from there to the \
+         last {} → {} ms ({}), together {}{}.</p>",
+        format::ms(parts.real_prefill_ms),
+        format::ms(parts.sim_prefill_ms),
+        format::signed_pct(parts.prefill_pct),
+        format::ms(parts.real_decode_ms),
+        format::ms(parts.sim_decode_ms),
+        format::signed_pct(parts.decode_pct),
+        format::signed_pct(parts.total_pct),
+        if parts.cancels { ": the parts cancel" } else { "" }
+    );
 }
 
 /// A figure whose words a screen reader finds; `id` is unique in the page.
