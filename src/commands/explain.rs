@@ -139,8 +139,9 @@ fn waterfalls(explanation: &Explanation) -> String {
     for (i, cause) in Cause::ALL.into_iter().enumerate() {
         let values = all.iter().map(|w| signed(w.parts[i].ms)).collect();
         let whole = all.iter().find(|w| w.stretch == Stretch::E2e);
-        let share =
-            whole.and_then(|w| w.parts[i].share_pct).map_or_else(String::new, |pct| percent(pct / 100.0));
+        let share = whole
+            .and_then(|w| w.parts[i].share_pct)
+            .map_or_else(String::new, |pct| format!("{:.0} %", without_sign_of_zero(pct)));
         table.row(row(cause.title(), values, share));
     }
     table.row(row("simulated", all.iter().map(|w| format!("{:.3}", w.sim_ms)).collect(), String::new()));
@@ -148,5 +149,10 @@ fn waterfalls(explanation: &Explanation) -> String {
 }
 
 fn signed(ms: f64) -> String {
-    format!("{ms:+.3}")
+    format!("{:+.3}", without_sign_of_zero(ms))
+}
+
+/// What rounds to nothing is nothing, not a negative nothing.
+fn without_sign_of_zero(number: f64) -> f64 {
+    if number.abs() < 5e-4 { 0.0 } else { number }
 }

@@ -5,6 +5,7 @@ mod bundle_diff;
 mod check;
 mod clusters;
 mod efficiency;
+mod explain;
 mod faults;
 mod fixture;
 mod help;

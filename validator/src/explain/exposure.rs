@@ -54,8 +54,9 @@ mod tests {
         let (shares, between) = exposure(&steps, &[(15.0, 30.0)]);
         assert_eq!((shares, between), (vec![0.5, 0.5, 0.0], 5.0));
         let (shares, between) = exposure(&steps, &[(0.0, 50.0), (27.0, 29.0)]);
-        assert_eq!(shares[0], 0.5);
-        assert!((shares[1] - 0.6).abs() < 1e-12 && shares[2] == 0.5);
+        for (share, expected) in shares.iter().zip([0.5, 0.6, 0.5]) {
+            assert!((share - expected).abs() < 1e-12, "{shares:?}");
+        }
         assert!((between - (50.0 - 30.0) / 2.0).abs() < 1e-12);
         assert_eq!(exposure(&steps, &[(20.0, 25.0)]), (vec![0.0; 3], 5.0));
         assert_eq!(exposure(&[], &[(1.0, 3.0)]), (vec![], 2.0));
