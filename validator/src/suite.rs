@@ -225,7 +225,11 @@ impl CaseFile {
             gpu,
             requests: self.requests,
             host_runs,
-            tolerances: Tolerances::new(self.tolerance, tolerance.clone()),
+            // How well a profile fits what it was fitted on says nothing of what it predicts.
+            tolerances: Tolerances::new(
+                self.tolerance,
+                if self.role == Role::Fit { ToleranceMap::new() } else { tolerance.clone() },
+            ),
             name,
         })
     }

@@ -28,6 +28,9 @@ pub(super) fn intervals(
     prior: &BTreeMap<Dispatch, DispatchCosts>,
     prior_scales: &OperatorScales,
 ) -> BTreeMap<String, [f64; 2]> {
+    if observations.is_empty() {
+        return BTreeMap::new();
+    }
     let mut runs: BTreeMap<usize, Vec<&Observation>> = BTreeMap::new();
     for observation in observations {
         runs.entry(observation.run).or_default().push(observation);

@@ -123,7 +123,8 @@ pub fn fit(
         }
     }
     let mut fit = problem.assemble(&kept, &best, prior);
-    fit.disturbed_share = 1.0 - kept.len() as f64 / observations.len().max(1) as f64;
+    let num_left_out = observations.len() - kept.len();
+    fit.disturbed_share = num_left_out as f64 / observations.len().max(1) as f64;
     fit
 }
 

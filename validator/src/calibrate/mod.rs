@@ -2,7 +2,8 @@
 //!
 //! [`observe`] reads step times and gaps off the runs, [`fit`] turns them into costs by dispatch, operator scales,
 //! client costs and residuals, with [`solve`] underneath; [`mod@judge`] shows before and after on runs held out. What
-//! the runs cannot pin stays at its prior and is named.
+//! the runs cannot pin stays at its prior and is named. Runs that record no steps and whose requests overlap are fitted by
+//! simulating them ([`mod@requests`]).
 
 mod bootstrap;
 pub mod fit;
@@ -10,6 +11,7 @@ pub mod host;
 pub mod judge;
 mod layout;
 pub mod observe;
+mod requests;
 mod scheduling;
 pub mod solve;
 
@@ -29,7 +31,7 @@ use thiserror::Error;
 
 use self::{
     fit::{ClassTimes, Observation},
-    observe::{Source, observed_gaps, observed_steps},
+    observe::{Source, has_steps, observed_gaps, observed_steps},
 };
 pub use self::{
     host::{HostFactor, host_factor},
@@ -183,7 +185,7 @@ pub fn uncalibrated(name: &str, engine: &str, scheduler: &str, host: &HostCosts)
 ///
 /// # Errors
 /// When a run lacks its deployment or its steps, or the bundle an operator.
-pub fn calibrate<T: OperatorTimes>(
+pub fn calibrate<T: OperatorTimes + Clone + Send>(
     runs: &[FitRun],
     times: &T,
     options: &CalibrateOptions,
@@ -195,7 +197,12 @@ pub fn calibrate<T: OperatorTimes>(
     let mut hosts: Vec<&str> = Vec::new();
     let mut observations = Vec::new();
     let mut gaps = Vec::new();
+    let mut by_requests = Vec::new();
     for (index, fit_run) in runs.iter().enumerate() {
+        if !has_steps(&fit_run.run) {
+            by_requests.push(fit_run);
+            continue;
+        }
         let host = hosts.iter().position(|known| *known == fit_run.host).unwrap_or_else(|| {
             hosts.push(&fit_run.host);
             hosts.len() - 1
@@ -221,21 +228,30 @@ pub fn calibrate<T: OperatorTimes>(
         num_steps,
         step_error: fit.step_error.iter().map(|(d, e)| (d.name().to_owned(), *e)).collect(),
         intervals: bootstrap::intervals(&observations, &prior.dispatch, &prior.operator_scales),
-        not_identified: fit.not_identified,
+        // Without a step nothing of it was fitted.
+        not_identified: if observations.is_empty() { Vec::new() } else { fit.not_identified },
         disturbed_share: fit.disturbed_share,
         host_factors: hosts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), factor_of(i))).collect(),
         host_factor_runs: Vec::new(),
         host: reference_host(runs),
     };
-    Ok(EngineProfile {
-        dispatch: fit.dispatch.into_iter().filter(|(d, _)| was_seen(*d, &observations, prior)).collect(),
+    let is_known = |d: Dispatch| was_seen(d, &observations, prior) || !by_requests.is_empty();
+    let profile = EngineProfile {
+        dispatch: fit.dispatch.into_iter().filter(|(d, _)| is_known(*d)).collect(),
         schedule: fit.schedule,
         client: fit::fit_client(&gaps, &prior.client),
         operator_scales: fit.scales,
         host_factor: 1.0,
         fitted_on,
         ..prior.clone()
-    })
+    };
+    if by_requests.is_empty() {
+        return Ok(profile);
+    }
+    let refined = requests::refine(&by_requests, times, &profile)?;
+    let mut profile = refined.profile;
+    profile.fitted_on.not_identified.extend(refined.not_identified);
+    Ok(profile)
 }
 
 /// Fits one number of a profile to runs on another machine: how fast its host is.

@@ -49,6 +49,27 @@ pub enum Source {
     Requests,
 }
 
+/// Whether a run says what its steps were: it records them, or no two of its requests overlap.
+#[must_use]
+pub fn has_steps(run: &Run) -> bool {
+    !run.steps.is_empty() || overlapping(&in_order(run)).is_none()
+}
+
+/// Finished requests by arrival.
+fn in_order(run: &Run) -> Vec<&RequestMetrics> {
+    let mut requests: Vec<_> = run.requests.iter().filter(|r| r.status == RequestStatus::Ok).collect();
+    requests.sort_by_key(|r| r.arrival_time_ns);
+    requests
+}
+
+/// The first two requests that were served at the same time.
+fn overlapping(requests: &[&RequestMetrics]) -> Option<(u64, u64)> {
+    let overlap = |pair: &&[&RequestMetrics]| {
+        pair[0].completion_time_ns.is_some_and(|end| end > pair[1].arrival_time_ns)
+    };
+    requests.windows(2).find(overlap).map(|pair| (pair[0].request_id, pair[1].request_id))
+}
+
 /// Reads a run's steps from the best source it has.
 ///
 /// Without step metrics, only requests that never overlap say what a step computed: the time to first token is one
@@ -60,16 +81,11 @@ pub fn observed_steps(run: &Run, profile: &EngineProfile) -> Result<(Source, Vec
     if !run.steps.is_empty() {
         return Ok((Source::Steps, from_steps(&run.steps, profile.idle_threshold_ns)));
     }
-    let mut requests: Vec<&RequestMetrics> =
-        run.requests.iter().filter(|r| r.status == RequestStatus::Ok).collect();
-    requests.sort_by_key(|r| r.arrival_time_ns);
-    for pair in requests.windows(2) {
-        if pair[0].completion_time_ns.is_some_and(|end| end > pair[1].arrival_time_ns) {
-            return Err(format!(
-                "requests {} and {} overlap, so step times cannot be told from request times: record step_metrics.csv",
-                pair[0].request_id, pair[1].request_id
-            ));
-        }
+    let requests = in_order(run);
+    if let Some((a, b)) = overlapping(&requests) {
+        return Err(format!(
+            "requests {a} and {b} overlap, so step times cannot be told from request times: record step_metrics.csv"
+        ));
     }
     let source = if run.tokens.is_empty() { Source::Requests } else { Source::Tokens };
     let mut steps = Vec::new();

@@ -206,11 +206,31 @@ fn request_times_alone_calibrate_an_engine_that_serves_one_at_a_time() {
 
     let mut overlapping = real("burst", EngineMode::Eager, &workload(&[(0, 64, 8); 2]), &truth());
     overlapping.run.steps.clear();
-    let error = calibrate(&[overlapping], &times(), &options()).unwrap_err().to_string();
+    let error = host_factor(&[overlapping], &times(), &fitted).unwrap_err().to_string();
     assert_eq!(
         error,
         "burst: requests 0 and 1 overlap, so step times cannot be told from request times: record step_metrics.csv"
     );
+}
+
+/// Nothing is recorded but when requests arrived, got their first token and were done, many at a time.
+#[test]
+fn request_times_alone_calibrate_an_engine_that_batches() {
+    let mut runs = graph_runs();
+    for fit_run in &mut runs {
+        fit_run.run.steps.clear();
+        fit_run.run.tokens.clear();
+    }
+    let fitted = calibrate(&runs[..2], &times(), &options()).unwrap();
+    let unseen: Vec<_> =
+        (0..80).map(|i| (i * 45, 60 + (i as u32 * 97) % 900, 10 + (i as u32 * 13) % 80)).collect();
+    let held_out = [real("unseen", EngineMode::Graph, &workload(&unseen), &truth())];
+    let rows = judge(&held_out, &times(), &prior(), &fitted, 1).unwrap();
+    for row in rows.iter().filter(|r| r.stat == crate::metrics::Stat::P50) {
+        let (before, after) = (row.before_error_pct.unwrap().abs(), row.after_error_pct.unwrap().abs());
+        assert!(after < 10.0 && before > 2.0 * after, "{row:?}");
+    }
+    assert_eq!(fitted, calibrate(&runs[..2], &times(), &options()).unwrap());
 }
 
 #[test]
