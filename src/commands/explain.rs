@@ -15,7 +15,7 @@ use crate::{
     output::{Output, Table, Text, percent},
 };
 
-/// Split the error of a simulation by cause: operators, host, client, KV capacity, settings, scheduling
+/// Split a simulation's error by cause: operators, host, client, capacity, scheduling
 ///
 /// The real run's steps are timed once as they were and once as the simulation would have timed them; a bundle and an
 /// engine profile tell the GPU's part of a step from the host's. The parts of each column add up to its difference.
