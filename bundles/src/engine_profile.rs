@@ -206,6 +206,12 @@ pub struct FittedOn {
     /// that were fitted without.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub intervals: BTreeMap<String, [f64; 2]>,
+    /// The engine and its version that the runs record; `None` when none does. Another version may spend its host otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_version: Option<String>,
+    /// The driver's version that the runs record; `None` when none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_version: Option<String>,
     /// Runs on another machine that `host_factor` alone was fitted on afterwards.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_factor_runs: Vec<String>,

@@ -94,6 +94,9 @@ struct Report<'a> {
     out: String,
     profile: &'a EngineProfile,
     held_out: &'a [HeldOutRow],
+    /// How it was judged when no run was named for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<&'a str>,
 }
 
 /// Runs the verb.
@@ -113,17 +116,29 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
         predictors_digest: bundle.predictors_digest(),
     };
     let times = BundleTimes::new(Arc::new(predictors), OutOfDomain::Extrapolate);
-    let mut profile = match args.only {
-        Some(Only::HostFactor) => calibrate_host(&fit_on, &times, &options.prior)?,
-        None => calibrate(&fit_on, &times, &options)?,
+    let fit = |runs: &[FitRun]| match args.only {
+        Some(Only::HostFactor) => calibrate_host(runs, &times, &options.prior),
+        None => calibrate(runs, &times, &options),
     };
+    let mut profile = fit(&fit_on)?;
     if host.is_some() {
         profile.fitted_on.host = host;
     }
-    let rows = judge(&held_out, &times, &options.prior, &profile, args.seed)?;
+    let judge =
+        |runs: &[FitRun], profile: &EngineProfile| judge(runs, &times, &options.prior, profile, args.seed);
+    let (rows, left_out) = if held_out.is_empty() {
+        judge_by_leaving_out(&fit_on, &fit, &judge)
+    } else {
+        (judge(&held_out, &profile)?, None)
+    };
     let out = save(&profile, args.out.as_deref(), &mut bundle)?;
-    let report = Report { out: out.display().to_string(), profile: &profile, held_out: &rows };
-    output.print(&report, || text(&profile, &rows))?;
+    let report = Report {
+        out: out.display().to_string(),
+        profile: &profile,
+        held_out: &rows,
+        left_out: left_out.as_deref(),
+    };
+    output.print(&report, || text(&profile, &rows, left_out.as_deref()))?;
     if profile.fitted_on.host.is_none() {
         output.note(
             "note: the runs do not record their host's score, so `plumb simulate --host` cannot tell this profile for \
@@ -132,6 +147,38 @@ pub fn run(args: &Args, output: Output) -> Result<Exit, Failure> {
     }
     output.note(format!("wrote {}", out.display()));
     Ok(Exit::Fine)
+}
+
+type Judged = Result<Vec<HeldOutRow>, CalibrateError>;
+
+/// Judges a fit on all runs but those of the workload with the most requests on one of these; and says so, or why it
+/// could not.
+fn judge_by_leaving_out(
+    runs: &[FitRun],
+    fit: &dyn Fn(&[FitRun]) -> Result<EngineProfile, CalibrateError>,
+    judge: &dyn Fn(&[FitRun], &EngineProfile) -> Judged,
+) -> (Vec<HeldOutRow>, Option<String>) {
+    let largest = runs.iter().max_by_key(|run| run.run.requests.len());
+    // A run's repeats would tell what it holds.
+    let others = |of: &FitRun| -> Vec<FitRun> {
+        runs.iter().filter(|run| run.workload != of.workload).cloned().collect()
+    };
+    let Some((run, others)) = largest.map(|run| (run, others(run))).filter(|(_, others)| !others.is_empty())
+    else {
+        let text = "nothing was held out: how well it predicts other runs is not known (--hold-out)";
+        return (Vec::new(), Some(text.to_owned()));
+    };
+    let name = &run.name;
+    match fit(&others).and_then(|profile| judge(std::slice::from_ref(run), &profile)) {
+        Ok(rows) => {
+            let text = format!("no --hold-out: judged is a second fit, without {name} and its repeats");
+            (rows, Some(text))
+        }
+        Err(error) => {
+            let text = format!("no --hold-out, and a fit without {name} cannot predict it: {error}");
+            (Vec::new(), Some(text))
+        }
+    }
 }
 
 /// The host of the runs, as named by an option; `None` leaves it to what the runs record.
@@ -180,7 +227,7 @@ fn save(profile: &EngineProfile, out: Option<&Path>, bundle: &mut Bundle) -> Res
     Ok(path)
 }
 
-fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
+fn text(profile: &EngineProfile, rows: &[HeldOutRow], left_out: Option<&str>) -> String {
     let fitted = &profile.fitted_on;
     let mut text = Text::default();
     text.line(format_args!("{}: fitted on {}", profile.name, fitted.runs.join(", ")));
@@ -216,8 +263,10 @@ fn text(profile: &EngineProfile, rows: &[HeldOutRow]) -> String {
         }
         text.line(format_args!("\nby bootstrap over runs and stretches of their steps:\n{table}"));
     }
+    if let Some(left_out) = left_out {
+        text.line(left_out);
+    }
     if rows.is_empty() {
-        text.line("nothing was held out: how well it predicts other runs is not known (--hold-out)");
         return text.finish();
     }
     let mut table = Table::new(&[

@@ -10,7 +10,7 @@ use std::{
 use plumbline_bundles::{
     Bundle, EngineProfile, OutOfDomain, Predictors, bundle::sha256_hex, error::BundleError,
 };
-use plumbline_schema::{Deployment, Environment, GpuSpec, InputError, ModelSpec, Run, RunKind};
+use plumbline_schema::{Deployment, Environment, GpuSpec, HostInfo, InputError, ModelSpec, Run, RunKind};
 use plumbline_simulator::{
     BundleTimes, Coverage, OperatorTimes, Residuals, SimulateError, SimulateOptions,
     replay::{ReplayError, served_workload},
@@ -341,6 +341,7 @@ fn notes(
             None => notes.push(format!("real run {number} does not say how it was deployed")),
         }
     }
+    notes.extend(staleness(profile, real));
     if case.role == Role::HeldOut {
         let is_fitted_on = |folder: &&PathBuf| profile.fitted_on.runs.iter().any(|run| names(folder, run));
         for folder in case.real.iter().filter(is_fitted_on) {
@@ -348,6 +349,33 @@ fn notes(
         }
         for folder in case.real.iter().filter(|folder| case.host_runs.contains(folder)) {
             notes.push(format!("held out, yet the host's speed is taken from {}", folder.display()));
+        }
+    }
+    notes
+}
+
+/// What the profile was fitted under that is no longer so: its costs may not hold for these runs.
+fn staleness(profile: &EngineProfile, real: &[Run]) -> Vec<String> {
+    let fitted = &profile.fitted_on;
+    let mut notes = Vec::new();
+    for (i, run) in real.iter().enumerate() {
+        let environment = run.info.environment.as_ref();
+        let cpu = |host: Option<&HostInfo>| host.and_then(|host| host.cpu_model.clone());
+        let parts = [
+            ("engine", fitted.engine_version.clone(), environment.and_then(|e| e.engine_version.clone())),
+            ("driver", fitted.driver_version.clone(), environment.and_then(|e| e.driver_version.clone())),
+            ("CPU", cpu(fitted.host.as_ref()), cpu(run.info.host.as_ref())),
+        ];
+        for (what, then, now) in parts {
+            if let (Some(then), Some(now)) = (then, now)
+                && then != now
+            {
+                notes.push(format!(
+                    "`{}` was fitted with the {what} {then}, real run {} has {now}: calibrate anew",
+                    profile.name,
+                    i + 1
+                ));
+            }
         }
     }
     notes

@@ -21,7 +21,7 @@ use plumbline_bundles::{
     Dispatch, DispatchCosts, EngineProfile, HostCost, HostCosts,
     engine_profile::{ClientCosts, FittedOn, OperatorScales},
 };
-use plumbline_schema::{HostInfo, InputError, ModelSpec, Run, Workload};
+use plumbline_schema::{Environment, HostInfo, InputError, ModelSpec, Run, Workload};
 use plumbline_simulator::{
     replay::{ReplayError, served_workload},
     step_time::{StepTimeError, StepTimeModel},
@@ -233,6 +233,8 @@ pub fn calibrate<T: OperatorTimes + Clone + Send>(
         disturbed_share: fit.disturbed_share,
         host_factors: hosts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), factor_of(i))).collect(),
         host_factor_runs: Vec::new(),
+        engine_version: recorded(runs, |environment| environment.engine_version.as_ref()),
+        driver_version: recorded(runs, |environment| environment.driver_version.as_ref()),
         host: reference_host(runs),
     };
     let is_known = |d: Dispatch| was_seen(d, &observations, prior) || !by_requests.is_empty();
@@ -270,6 +272,11 @@ pub fn calibrate_host<T: OperatorTimes>(
     let names = runs.iter().map(|run| run.name.clone());
     profile.fitted_on.host_factor_runs = names.collect();
     Ok(profile)
+}
+
+/// What the first run that records it says of its environment.
+fn recorded(runs: &[FitRun], part: impl Fn(&Environment) -> Option<&String>) -> Option<String> {
+    runs.iter().find_map(|run| part(run.run.info.environment.as_ref()?).cloned())
 }
 
 /// The host that costs are stated for, as the first of its runs that records it says.
