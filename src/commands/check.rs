@@ -23,7 +23,7 @@ use crate::{
 /// Gate a change: judge a suite by its tolerances and against an earlier result
 ///
 /// Every case is simulated and compared with its real runs, as by `plumb validate`. A number fails when it is outside of the
-/// tolerance that the suite gives it ([tolerance] and [case.tolerance]), or when its error is worse than the baseline's by
+/// tolerance that the suite gives it (`[tolerance]` and `[case.tolerance]`), or when its error is worse than the baseline's by
 /// more than the noise floor of the real repeats, the scatter over seeds and --min-change-pct; with other real runs also the
 /// 95 % intervals count. What moved is named: the model, the real runs (hardware drift), both, or noise. Exit codes: 0 when
 /// something was judged and nothing failed; 3 when something failed, a case could not be judged, or nothing was judged.

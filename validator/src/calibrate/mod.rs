@@ -3,7 +3,7 @@
 //! [`observe`] reads step times and gaps off the runs, [`fit`] turns them into costs by dispatch, operator scales,
 //! client costs and residuals, with [`solve`] underneath; [`mod@judge`] shows before and after on runs held out. What
 //! the runs cannot pin stays at its prior and is named. Runs that record no steps and whose requests overlap are fitted by
-//! simulating them ([`mod@requests`]).
+//! simulating them (`requests`).
 
 mod bootstrap;
 pub mod fit;

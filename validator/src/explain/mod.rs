@@ -1,7 +1,7 @@
 //! Why a simulation differs from a real run: the difference of the mean request times, split by cause.
 //!
 //! A request's time is the steps that run while it waits, and what lies between them. So the mean time of a run is a sum over
-//! its steps ([`exposure`]), and each step's time a sum of the GPU's and the host's part ([`split`]). The real run's own
+//! its steps (`exposure`), and each step's time a sum of the GPU's and the host's part (`split`). The real run's own
 //! steps are timed once as they were and once as the simulation would have timed them; what the two sums differ by is the
 //! operators' and the host's doing. What the simulation spends between steps beside the real run is the client's. Where the
 //! two deployments differ, the difference between two simulations, one with each, is theirs. What then is left comes from
