@@ -14,15 +14,19 @@ use super::fit::{Observation, fit};
 const NUM_RESAMPLES: u64 = 40;
 /// Steps drawn together: what disturbs a step lasts for many.
 const BLOCK: usize = 25;
-/// Steps of a run beyond these add little to a fit, whose weights stop growing long before.
+/// Steps of a run and dispatch beyond these add little to a fit, whose weights stop growing long before.
 const MAX_BLOCKS: usize = 8;
 /// Ends of the interval.
 const QUANTILES: [f64; 2] = [0.05, 0.95];
 
+/// A run's steps by dispatch.
+type Run<'a> = BTreeMap<Dispatch, Vec<&'a Observation>>;
+
 /// 90 % intervals of the fitted parameters, by name: percentiles over fits on resampled runs and stretches of their steps.
 ///
 /// Runs are drawn with replacement among those of one host, so that every host keeps its factor; blocks of consecutive
-/// steps among those of a run (the moving blocks of Künsch 1989). The same observations give the same intervals.
+/// steps (the moving blocks of Künsch 1989) among those of a run and dispatch, so that each dispatch counts as in the fit
+/// itself. The same observations give the same intervals.
 pub(super) fn intervals(
     observations: &[Observation],
     prior: &BTreeMap<Dispatch, DispatchCosts>,
@@ -31,13 +35,14 @@ pub(super) fn intervals(
     if observations.is_empty() {
         return BTreeMap::new();
     }
-    let mut runs: BTreeMap<usize, Vec<&Observation>> = BTreeMap::new();
+    let mut runs: BTreeMap<usize, Run<'_>> = BTreeMap::new();
     for observation in observations {
-        runs.entry(observation.run).or_default().push(observation);
+        runs.entry(observation.run).or_default().entry(observation.dispatch).or_default().push(observation);
     }
-    let mut hosts: BTreeMap<usize, Vec<&[&Observation]>> = BTreeMap::new();
-    for steps in runs.values() {
-        hosts.entry(steps[0].host).or_default().push(steps);
+    let mut hosts: BTreeMap<usize, Vec<&Run<'_>>> = BTreeMap::new();
+    for run in runs.values() {
+        let first = run.values().next().and_then(|steps| steps.first());
+        hosts.entry(first.map_or(0, |step| step.host)).or_default().push(run);
     }
     let fits: Vec<_> = (0..NUM_RESAMPLES)
         .into_par_iter()
@@ -59,17 +64,18 @@ pub(super) fn intervals(
         .collect()
 }
 
-fn resample(hosts: &BTreeMap<usize, Vec<&[&Observation]>>, rng: &mut Pcg64) -> Vec<Observation> {
+fn resample(hosts: &BTreeMap<usize, Vec<&Run<'_>>>, rng: &mut Pcg64) -> Vec<Observation> {
     let mut drawn = Vec::new();
     let mut number = 0;
     for runs in hosts.values() {
         for _ in runs {
-            let steps = runs[rng.random_range(0..runs.len())];
-            let last_start = steps.len().saturating_sub(BLOCK);
-            for _ in 0..steps.len().div_ceil(BLOCK).min(MAX_BLOCKS) {
-                let start = rng.random_range(0..=last_start);
-                let block = steps.iter().skip(start).take(BLOCK);
-                drawn.extend(block.map(|step| Observation { run: number, ..(*step).clone() }));
+            for steps in runs[rng.random_range(0..runs.len())].values() {
+                let last_start = steps.len().saturating_sub(BLOCK);
+                for _ in 0..steps.len().div_ceil(BLOCK).min(MAX_BLOCKS) {
+                    let start = rng.random_range(0..=last_start);
+                    let block = steps.iter().skip(start).take(BLOCK);
+                    drawn.extend(block.map(|step| Observation { run: number, ..(*step).clone() }));
+                }
             }
             number += 1;
         }
