@@ -7,12 +7,15 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::{format, markdown::cell};
 use crate::{results::CaseResult, variants::VariantRow};
 
-const COLUMNS: [&str; 7] = ["metric", "formula", "stat", "published ms", "real ms", "simulated ms", "error"];
+/// What the columns hold.
+pub(super) const COLUMNS: [&str; 7] =
+    ["metric", "formula", "stat", "published ms", "real ms", "simulated ms", "error"];
 
 /// Columns before this one hold words, the others numbers.
-const FIRST_NUMBER: usize = 3;
+pub(super) const FIRST_NUMBER: usize = 3;
 
-fn cells(row: &VariantRow) -> [String; 7] {
+/// A row's text by column.
+pub(super) fn cells(row: &VariantRow) -> [String; 7] {
     [
         row.name.clone(),
         row.formula.clone(),

@@ -7,7 +7,7 @@ use crate::{
     compare::E2eParts,
     evidence::Evidence,
     metrics::{Metric, Stat},
-    report::{figures::Figure, format},
+    report::{figures::Figure, format, variants},
     results::CaseResult,
     settings::{Verdict, count},
 };
@@ -29,6 +29,7 @@ pub(super) fn section(page: &mut String, i: usize, case: &CaseResult, files: &Ca
         }
         page.push_str("</div>\n");
     }
+    variant_table(page, case);
     settings(page, case);
     evidence(page, case);
     let _ = writeln!(
@@ -153,6 +154,34 @@ fn e2e_parts(page: &mut String, parts: &E2eParts) {
         format::signed_pct(parts.total_pct),
         if parts.cancels { ": the parts cancel" } else { "" }
     );
+}
+
+/// The figures as the tool that recorded the real run defines them; nothing where that is not known.
+fn variant_table(page: &mut String, case: &CaseResult) {
+    let Some(first) = case.variants.first() else { return };
+    let _ = writeln!(page, "<h4>As {} defines them</h4>", escape(&first.tool));
+    begin_table(
+        page,
+        "Published is what the tool's own file says; the rest is computed anew by its formulas, over a request's arrival a, \
+         first token t0, last token c and n tokens; ms",
+    );
+    let columns: Vec<_> =
+        variants::COLUMNS.iter().enumerate().map(|(i, name)| (*name, i >= variants::FIRST_NUMBER)).collect();
+    header_row(page, &columns);
+    page.push_str("<tbody>\n");
+    for row in &case.variants {
+        page.push_str("<tr>");
+        for (i, text) in variants::cells(row).iter().enumerate() {
+            let text = escape(text);
+            let _ = match i {
+                0 => write!(page, "<th scope=\"row\">{text}</th>"),
+                i if i >= variants::FIRST_NUMBER => write!(page, "<td class=\"num\">{text}</td>"),
+                _ => write!(page, "<td>{text}</td>"),
+            };
+        }
+        page.push_str("</tr>\n");
+    }
+    page.push_str(END_TABLE);
 }
 
 /// A figure whose words a screen reader finds; `id` is unique in the page.

@@ -3,9 +3,11 @@ use std::collections::HashSet;
 use super::*;
 use crate::{
     evidence::Evidence,
+    metrics::Metric,
     report::figures::{self, Waterfall},
     settings::{Setting, Verdict},
     testing::suite_result,
+    variants::VariantRow,
 };
 
 fn result() -> SuiteResult {
@@ -26,6 +28,17 @@ fn result() -> SuiteResult {
         parts: vec![("host & launch".into(), -2.0)],
         end: ("simulated".into(), 18.0),
     });
+    case.variants = vec![VariantRow {
+        tool: "a <tool>".into(),
+        name: "ttft".into(),
+        formula: "t0 - a".into(),
+        ours: Metric::Ttft,
+        stat: "p50".into(),
+        published_ms: Some(20.5),
+        real_ms: None,
+        sim_ms: Some(18.0),
+        error_pct: Some(-12.2),
+    }];
     case.evidence = Some(Evidence { real_runs: vec!["runs/<a>".into()], ..Evidence::default() });
     result
 }
@@ -72,6 +85,8 @@ fn every_section_stands_in_the_page_once_and_in_order() {
         "id=\"case-1-ttft-requests-t\"",
         "id=\"case-1-e2e-requests-t\"",
         "id=\"case-1-waterfall-t\"",
+        "<h4>As a &lt;tool&gt; defines them</h4>",
+        "<td>t0 - a</td><td>p50</td><td class=\"num\">20.50</td><td class=\"num\">n/a</td>",
         "<h4>Settings</h4>",
         "<h4>Coverage and evidence</h4>",
         "tables/case-file-requests.csv",
