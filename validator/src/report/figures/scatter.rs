@@ -62,7 +62,13 @@ fn draw(metric: Metric, pairs: &[(f64, f64)]) -> DrawResult<String> {
             .draw_series(pairs.iter().map(|&pair| Circle::new(pair, 3, dot)))?
             .label("request")
             .legend(move |(x, y)| Circle::new((x + 11, y), 3, dot));
-        legend(&mut chart, SeriesLabelPosition::LowerRight)?;
+        // In the corner that fewer requests lie towards.
+        let num_below = pairs.iter().filter(|(real, sim)| sim < real).count();
+        let is_mostly_below = 2 * num_below > pairs.len();
+        legend(
+            &mut chart,
+            if is_mostly_below { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::LowerRight },
+        )?;
         root.present()?;
     }
     Ok(svg)

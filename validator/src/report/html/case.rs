@@ -160,11 +160,11 @@ fn e2e_parts(page: &mut String, parts: &E2eParts) {
 fn variant_table(page: &mut String, case: &CaseResult) {
     let Some(first) = case.variants.first() else { return };
     let _ = writeln!(page, "<h4>As {} defines them</h4>", escape(&first.tool));
-    begin_table(
-        page,
-        "Published is what the tool's own file says; the rest is computed anew by its formulas, over a request's arrival a, \
-         first token t0, last token c and n tokens; ms",
+    page.push_str(
+        "<p class=\"note\">Published is what the tool's own file says; the rest is computed anew by its formulas, over a \
+         request's arrival a, first token t0, last token c and n tokens.</p>\n",
     );
+    begin_table(page, &format!("Figures by the definitions of {}", first.tool));
     let columns: Vec<_> =
         variants::COLUMNS.iter().enumerate().map(|(i, name)| (*name, i >= variants::FIRST_NUMBER)).collect();
     header_row(page, &columns);
