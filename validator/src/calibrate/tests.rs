@@ -123,6 +123,18 @@ fn a_known_graph_engine_is_recovered_and_predicts_an_unseen_workload() {
     let full = &fitted.dispatch[&Dispatch::FullGraph];
     near(full.host_pre.constant_ns, 1.2e6, 0.15);
     near(full.host_pre.per_seq_ns, 15_000.0, 0.25);
+    // What is estimated lies inside of its own interval.
+    let scales = &fitted.operator_scales;
+    for (name, value) in [
+        ("host_pre.constant_ns", full.host_pre.constant_ns),
+        ("host_pre.per_seq_ns", full.host_pre.per_seq_ns),
+        ("eager.launch_ns", fitted.dispatch[&Dispatch::Eager].launch_ns),
+        ("operator_scales.decode_gemm", scales.decode_gemm),
+        ("operator_scales.other", scales.other),
+    ] {
+        let [low, high] = fitted.fitted_on.intervals[name];
+        assert!(low <= value && value <= high, "{name}: {value} of {low} to {high}");
+    }
     near(fitted.dispatch[&Dispatch::PiecewiseGraph].after_idle_ns, 2e6, 0.2);
     near(fitted.client.admit_ns, 250_000.0, 0.1);
     near(fitted.client.between_steps.constant_ns, 15_000.0, 0.1);
