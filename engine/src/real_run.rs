@@ -133,18 +133,14 @@ pub fn serve_workload(
         .collect();
     let run = Run {
         info: RunInfo {
-            kind: RunKind::Real,
-            engine: BACKEND.to_owned(),
             gpu: options.gpu.clone(),
             deployment: Some(deployment),
             workload_digest: options.workload_digest.clone(),
-            bundle_digest: None,
             seed: Some(options.sampling.seed),
             host: Some(HostInfo { cpu_model: Some(cpu_model()), single_thread_score: before }),
-            host_factor: None,
             conduct: Some(conduct),
             environment: Some(environment),
-            source: None,
+            ..RunInfo::new(RunKind::Real, BACKEND)
         },
         tokens: served.requests.iter().flat_map(|outcome| token_rows(outcome, &step_log.step_ends)).collect(),
         requests: served.requests.iter().map(|outcome| request_row(outcome, BACKEND)).collect(),

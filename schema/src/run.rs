@@ -73,6 +73,27 @@ pub struct RunInfo {
     pub source: Option<RunSource>,
 }
 
+impl RunInfo {
+    /// A run of an engine of which nothing else is recorded.
+    #[must_use]
+    pub fn new(kind: RunKind, engine: impl Into<String>) -> Self {
+        Self {
+            kind,
+            engine: engine.into(),
+            gpu: None,
+            deployment: None,
+            workload_digest: None,
+            bundle_digest: None,
+            seed: None,
+            host: None,
+            host_factor: None,
+            conduct: None,
+            environment: None,
+            source: None,
+        }
+    }
+}
+
 /// How a real run went, for whoever doubts it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunConduct {
@@ -410,18 +431,11 @@ fn read_info(folder: &Path, requests: &[RequestMetrics]) -> Result<RunInfo, Inpu
     };
     let EngineExtras { host, gpu, dtype, engine_version, driver_version } = extras;
     Ok(RunInfo {
-        kind: RunKind::Real,
-        engine: requests.first().map_or_else(String::new, |r| r.backend.clone()),
         gpu,
         deployment,
-        workload_digest: None,
-        bundle_digest: None,
-        seed: None,
         host,
-        host_factor: None,
-        conduct: None,
         environment: Environment { model: None, dtype, engine_version, driver_version }.if_known(),
-        source: None,
+        ..RunInfo::new(RunKind::Real, requests.first().map_or_else(String::new, |r| r.backend.clone()))
     })
 }
 

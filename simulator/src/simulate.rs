@@ -212,18 +212,12 @@ fn report<T: OperatorTimes>(
     let log = replicas.pop().unwrap_or_default();
     let run = Run {
         info: RunInfo {
-            kind: RunKind::Simulated,
-            engine: profile.name.clone(),
             gpu: options.gpu.clone(),
             deployment: Some(step_time.deployment().clone()),
             workload_digest: options.workload_digest.clone(),
             bundle_digest: options.bundle_digest.clone(),
             seed: Some(options.seed),
-            host: None,
-            host_factor: None,
-            conduct: None,
-            environment: None,
-            source: None,
+            ..RunInfo::new(RunKind::Simulated, profile.name.as_str())
         },
         requests: requests.iter().map(|outcome| request_row(outcome, &profile.name)).collect(),
         tokens: requests.iter().flat_map(|outcome| token_rows(outcome, &log.step_ends)).collect(),

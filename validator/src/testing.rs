@@ -42,20 +42,7 @@ pub(crate) fn token_times(request_id: u64, times: &[u64]) -> Vec<TokenMetrics> {
 
 /// A run without token times until [`TestRun::with_tokens`] is called.
 pub(crate) fn run(requests: Vec<(RequestMetrics, Vec<u64>)>) -> TestRun {
-    let info = RunInfo {
-        kind: RunKind::Real,
-        engine: "test".into(),
-        gpu: None,
-        deployment: None,
-        workload_digest: None,
-        bundle_digest: None,
-        seed: None,
-        host: None,
-        host_factor: None,
-        conduct: None,
-        environment: None,
-        source: None,
-    };
+    let info = RunInfo::new(RunKind::Real, "test");
     let tokens = requests.iter().flat_map(|(r, times)| token_times(r.request_id, times)).collect();
     let requests = requests.into_iter().map(|(r, _)| r).collect();
     TestRun { run: Run { info, requests, tokens: Vec::new(), steps: Vec::new() }, tokens }

@@ -262,8 +262,6 @@ impl Scenario {
         names.dedup();
         let is_one = kinds.len() == 1;
         let info = RunInfo {
-            kind: RunKind::Simulated,
-            engine: names.join("+"),
             gpu: is_one.then(|| gpus[0].name.clone()),
             deployment: is_one.then(|| kinds[0].deployment.clone()),
             workload_digest: Some(workload_digest),
@@ -271,9 +269,8 @@ impl Scenario {
             seed: Some(args.seed),
             host,
             host_factor: used,
-            conduct: None,
             environment: is_one.then_some(environment),
-            source: None,
+            ..RunInfo::new(RunKind::Simulated, names.join("+"))
         };
         Ok(Self { kinds, gpus, routing, options, requests, info })
     }

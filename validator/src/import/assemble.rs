@@ -199,17 +199,8 @@ fn info(
     let is_simulated = options.simulated || format == ResultFormat::Vidur;
     let backend = options.backend.clone().or_else(|| parsed.backend.clone());
     RunInfo {
-        kind: if is_simulated { RunKind::Simulated } else { RunKind::Real },
-        engine: backend.unwrap_or_else(|| format.name().into()),
         gpu: options.gpu.clone(),
         deployment: options.deployment.clone(),
-        workload_digest: None,
-        bundle_digest: None,
-        seed: None,
-        host: None,
-        host_factor: None,
-        conduct: None,
-        environment: None,
         source: Some(RunSource {
             tool: format.name().into(),
             version: parsed.version.clone(),
@@ -219,6 +210,10 @@ fn info(
             published: parsed.published.iter().cloned().collect(),
             notes: Vec::new(),
         }),
+        ..RunInfo::new(
+            if is_simulated { RunKind::Simulated } else { RunKind::Real },
+            backend.unwrap_or_else(|| format.name().into()),
+        )
     }
 }
 
